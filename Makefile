@@ -1,0 +1,53 @@
+# The only entrance. `make help` lists what there is.
+
+PYTHON ?= python3.13
+VENV := .venv
+BIN := $(VENV)/bin
+export SAM_CLI_TELEMETRY := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help run test unit check format build lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/installed ## Run the whole stack on this machine, until Ctrl-C
+	@$(BIN)/python -m local.run
+
+test: $(VENV)/installed ## Run all tests, those on the deployed stack included
+	$(BIN)/pytest
+
+unit: $(VENV)/installed ## Run the tests that need no deployed stack
+	$(BIN)/pytest --ignore tests/stack
+
+check: $(VENV)/installed ## Lint, types and template
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	AWS_DEFAULT_REGION=eu-west-1 $(BIN)/sam validate --lint
+
+format: $(VENV)/installed ## Format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+build: $(VENV)/installed ## Build the functions' package into .aws-sam
+	$(BIN)/sam build --cached
+
+lock: $(VENV)/installed ## Pin all dependencies anew, with hashes
+	$(BIN)/uv pip compile $(LOCK) requirements-dev.in -o requirements-dev.txt
+	$(BIN)/uv pip compile $(LOCK) -c requirements-dev.txt src/requirements.in -o src/requirements.txt
+
+LOCK := --quiet --upgrade --universal --python-version 3.13 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
+
+clean: ## Remove all that was made here
+	rm -rf $(VENV) .aws-sam .local .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Everything that runs here comes from the lock file; it is installed again only when that changed.
+$(VENV)/installed: requirements-dev.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.13 is needed: no $(PYTHON) here." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' \
+		|| { echo "Python 3.13 is needed: $(PYTHON) is another version." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,1 @@
+"""The embedded stack: simulated Elevate, AWS emulator and deploy, on one machine."""

@@ -1,0 +1,282 @@
+"""The embedded stack: MiniStack, a simulated Elevate, and `sam deploy` of the real template.yaml.
+
+Everything listens on the loopback. All that it writes is in one folder, and all that it starts is
+stopped with it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import boto3
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+REGION = "eu-west-1"
+STACK_NAME = "elevate-sessions"
+
+_READY_SECONDS = 60
+_STOP_SECONDS = 5
+
+
+class StackError(Exception):
+    """The stack cannot be started; the message says why, and what to do."""
+
+
+class Stack:
+    """A running stack. Use as a context manager; `deploy` it as often as wanted."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        elevate_port: int | None = None,
+        markets: str = "UK,SE",
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.folder = folder
+        self.port = _free_port(port, "PORT")
+        self._elevate_port = elevate_port
+        self._markets = markets
+        self._say = say
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._lock: IO[str] | None = None
+        self.aws_endpoint_url = f"http://127.0.0.1:{self.port}"
+        self.elevate_url = ""
+        self.info: dict[str, Any] = {}
+
+    def __enter__(self) -> "Stack":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._take_folder()
+        try:
+            self._start_ministack()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start_elevate(self) -> None:
+        """Start the simulated Elevate; its address is then `elevate_url`."""
+        port = _free_port(self._elevate_port, "ELEVATE_PORT")
+        arguments = ["-m", "local.simulated_elevate", "--port", str(port)]
+        self._start("elevate", [sys.executable, *arguments, "--markets", self._markets])
+        self.elevate_url = f"http://127.0.0.1:{port}"
+        self._wait_for(f"{self.elevate_url}/_sim/fault", "The simulated Elevate")
+
+    def build(self) -> None:
+        """Build the functions as for production."""
+        self._sam(
+            "build",
+            "--cached",
+            "--cache-dir",
+            str(ROOT / ".aws-sam" / "cache"),
+            "--build-dir",
+            str(self.folder / "build"),
+        )
+
+    def deploy(self, parameters: dict[str, str]) -> dict[str, Any]:
+        """Deploy what was built; write and return what others need to know of the stack."""
+        given = {"ElevateBaseUrl": self.elevate_url, "Markets": self._markets} | parameters
+        overrides = [f'{name}="{value}"' for name, value in given.items() if value]
+        self._sam(
+            "deploy",
+            "--config-file",
+            str(ROOT / "samconfig.toml"),
+            "--template-file",
+            str(self.folder / "build" / "template.yaml"),
+            "--stack-name",
+            STACK_NAME,
+            "--no-progressbar",
+            "--parameter-overrides",
+            *overrides,
+        )
+        self.info = self._describe(parameters)
+        (self.folder / "stack.json").write_text(json.dumps(self.info, indent=2) + "\n")
+        return self.info
+
+    def client(self, service: str) -> Any:
+        """Return a boto3 client of an emulated service."""
+        return boto3.client(
+            service,  # type: ignore[call-overload]
+            endpoint_url=self.aws_endpoint_url,
+            region_name=REGION,
+            aws_access_key_id="test",
+            aws_secret_access_key="test",  # noqa: S106 - the emulator takes any
+        )
+
+    def stop(self) -> None:
+        """Stop everything that was started, and leave only logs and caches behind."""
+        for process in self._processes:
+            _end_group(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_SECONDS
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+            _end_group(process.pid, signal.SIGKILL)
+            process.wait()
+        self._processes.clear()
+        for name in ("stack.json", "processes.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "tmp", ignore_errors=True)
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    # -- parts -----------------------------------------------------------------------------
+
+    def _take_folder(self) -> None:
+        lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise StackError(f"A stack is running in {self.folder.name}/ already.") from None
+        self._lock = lock
+        # What an earlier run left behind when it was killed outright.
+        left = self.folder / "processes.json"
+        if left.exists():
+            for pid in json.loads(left.read_text()):
+                if _is_ours(pid):
+                    _end_group(pid, signal.SIGKILL)
+        shutil.rmtree(self.folder / "tmp", ignore_errors=True)
+
+    def _start_ministack(self) -> None:
+        (self.folder / "tmp").mkdir(exist_ok=True)
+        self._start("ministack", [str(BIN / "ministack")])
+        self._wait_for(f"{self.aws_endpoint_url}/_ministack/health", "MiniStack")
+
+    def _start(self, name: str, command: list[str]) -> None:
+        with (self.folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        pids = [process.pid for process in self._processes]
+        (self.folder / "processes.json").write_text(json.dumps(pids))
+
+    def _environment(self) -> dict[str, str]:
+        """Return an environment that reaches the emulator only, and no configuration of AWS's."""
+        own = {name: v for name, v in os.environ.items() if not name.startswith("AWS_")}
+        return own | {
+            "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+            "AWS_ENDPOINT_URL": self.aws_endpoint_url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "SAM_CLI_TELEMETRY": "0",
+            # MiniStack: one port, on the loopback, and nothing outside its folder.
+            "GATEWAY_PORT": str(self.port),
+            "BIND_HOST": "127.0.0.1",
+            "MINISTACK_REGION": REGION,
+            "SFTP_ENABLED": "0",
+            "IOT_MTLS_ENABLED": "0",
+            "TMPDIR": str(self.folder / "tmp"),
+            "LOG_LEVEL": "INFO",
+            # Its access log knows API Gateway's paths, and so keys; it stays in the folder.
+        }
+
+    def _wait_for(self, url: str, what: str) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        process = self._processes[-1]
+        while True:
+            try:
+                urllib.request.urlopen(url, timeout=5).close()
+                return
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    logs = ", ".join(f"{self.folder}/{p.name}" for p in self.folder.glob("*.log"))
+                    raise StackError(f"{what} does not start; see {logs}") from None
+                time.sleep(0.05)
+
+    def _sam(self, *arguments: str) -> None:
+        """Run the SAM CLI; its output is shown only when it fails."""
+        done = subprocess.run(
+            [str(BIN / "sam"), *arguments],
+            cwd=ROOT,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        (self.folder / f"sam-{arguments[0]}.log").write_text(done.stdout)
+        if done.returncode:
+            self._say(done.stdout)
+            raise StackError(f"`sam {arguments[0]}` failed; its output is above.")
+
+    def _describe(self, parameters: dict[str, str]) -> dict[str, Any]:
+        stacks = self.client("cloudformation").describe_stacks(StackName=STACK_NAME)["Stacks"]
+        outputs = {o["OutputKey"]: o["OutputValue"] for o in stacks[0]["Outputs"]}
+        key = self.client("apigateway").get_api_key(apiKey=outputs["ApiKeyId"], includeValue=True)
+        api_id = outputs["ApiUrl"].split("//")[1].split(".")[0]
+        functions = {name: outputs[f"{name.title()}FunctionName"] for name in _FUNCTIONS}
+        return {
+            # MiniStack's own form: names under .localhost do not resolve everywhere.
+            "apiUrl": f"{self.aws_endpoint_url}/_aws/execute-api/{api_id}/api",
+            "apiKey": key["value"],
+            "elevateUrl": parameters.get("ElevateBaseUrl") or self.elevate_url,
+            "awsEndpointUrl": self.aws_endpoint_url,
+            "region": REGION,
+            "stackName": STACK_NAME,
+            "tableName": outputs["TableName"],
+            "eventBusName": outputs["EventBusName"],
+            "functions": functions,
+            "logGroups": [f"/aws/lambda/{name}" for name in functions.values()],
+        }
+
+
+_FUNCTIONS = ("end", "track", "sweep")
+
+
+def _free_port(wanted: int | None, name: str) -> int:
+    try:
+        with socket.create_server(("127.0.0.1", wanted or 0)) as free:
+            port: int = free.getsockname()[1]
+            return port
+    except OSError:
+        raise StackError(f"Port {wanted} ({name}) is taken; choose another.") from None
+
+
+def _end_group(pid: int, how: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, how)
+
+
+def _is_ours(pid: int) -> bool:
+    shown = subprocess.run(
+        ["ps", "-o", "command=", "-p", str(pid)],  # noqa: S607 - wherever the system has it
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    return "ministack" in shown or "local.simulated_elevate" in shown

@@ -1,0 +1,60 @@
+"""What all entrances share, built once per execution environment."""
+
+import time
+from dataclasses import dataclass
+from functools import cache
+
+from sessions.ending import Ending
+from sessions.session import Validator, key_schema, market_schema, session_schema
+from sessions.settings import Settings
+from sessions.telemetry import Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """Settings, use case and telemetry of this execution environment."""
+
+    settings: Settings
+    ending: Ending
+    telemetry: Telemetry
+
+
+@cache
+def application() -> Application:
+    """Read the environment and build the application, at the first invocation."""
+    settings = Settings.read()
+    telemetry = Telemetry()
+    return Application(settings, Ending(settings, telemetry=telemetry), telemetry)
+
+
+@cache
+def session_validator() -> Validator:
+    """Return the check of a session to end."""
+    settings = application().settings
+    return Validator(session_schema(settings.dialect, settings.markets))
+
+
+@cache
+def activity_validator(*, key_in_body: bool) -> Validator:
+    """Return the check of a sign of life; over HTTP the session's key is in the path."""
+    settings = application().settings
+    return Validator(
+        session_schema(settings.dialect, settings.markets, key_in_body=key_in_body, activity=True)
+    )
+
+
+@cache
+def key_validator() -> Validator:
+    """Return the check of the session key in a path."""
+    return Validator(key_schema(application().settings.dialect), "sessionKey")
+
+
+@cache
+def market_validator() -> Validator:
+    """Return the check of the market in a query string."""
+    return Validator(market_schema(application().settings.markets), "market")
+
+
+def now() -> int:
+    """Return the time in epoch seconds."""
+    return int(time.time())

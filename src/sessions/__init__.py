@@ -1,0 +1,1 @@
+"""End visitor sessions at Voyado Elevate, reliably."""

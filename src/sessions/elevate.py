@@ -1,0 +1,311 @@
+"""The end notification: one POST to Elevate. The only place for time-outs, retry and dialects.
+
+What is retried here: one immediate second try of a *connection* that died while pooled (Lambda
+freezes the function, Elevate closes the idle connection), and nothing else. All other retrying is
+the registry's due time.
+"""
+
+import http.client
+import io
+import logging
+import random
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+from urllib.parse import quote, urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError, ProtocolError, TimeoutError
+
+from sessions.session import Session
+from sessions.settings import Dialect, Settings
+
+type Kind = Literal["delivered", "rejected", "unavailable"]
+
+_PATHS: dict[Dialect, str] = {
+    "web-v2": "/api/v2/notifications/end",
+    "storefront-v3": "/api/storefront/v3/notifications/end",
+}
+_PREFIX: dict[Dialect, str] = {"web-v2": "esales.", "storefront-v3": ""}
+
+# urllib3 writes URLs, and so keys, into its own debug and warning lines.
+logging.getLogger("urllib3").setLevel(logging.CRITICAL)
+
+# Elevate's answers carry no body worth more than this (bytes); the rest is not read.
+_REASON_BYTES = 1024
+# Enough to recognise a key that is cut by the limit above, whatever its encoding.
+_READ_BYTES = 8 * 1024
+
+# Answers that say "not now" rather than "never". Elevate documents none of 408, 425 and 429.
+_TEMPORARY = {408, 425, 429}
+
+# Retry-After is another's wish: honoured up to here (seconds).
+RETRY_AFTER_LIMIT = 15 * 60
+
+# After this many time-outs in a row nobody waits any more; one probe after a pause (seconds).
+_BREAKER_TIMEOUTS = 3
+_BREAKER_PAUSE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one notification.
+
+    `sent` is False when the breaker was open and nothing was sent. `reason` is safe to log and to
+    store: at most 1 KB, the session's keys masked. `retry_after` is Elevate's wish in seconds.
+    """
+
+    kind: Kind
+    status: int | None = None
+    reason: str = ""
+    retry_after: int | None = None
+    latency_ms: float = 0.0
+    sent: bool = True
+
+
+class Elevate:
+    """A client of one cluster with one connection pool, to be shared by all threads."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        url = urlsplit(settings.elevate_url)
+        secure = url.scheme == "https"
+        pool = _SecurePool if secure else _Pool
+        self._pool: HTTPConnectionPool = pool(
+            url.hostname or "",
+            url.port,
+            maxsize=settings.concurrency,
+            block=True,
+            retries=False,
+            timeout=urllib3.Timeout(connect=settings.connect_timeout, read=settings.read_timeout),
+            headers={"Content-Type": "application/json", "User-Agent": "elevate-sessions"},
+        )
+        self._path = url.path.rstrip("/") + _PATHS[settings.dialect]
+        self._dialect = settings.dialect
+        self._clock = clock
+        self.breaker = Breaker(clock)
+
+    def notify(self, session: Session) -> Outcome:
+        """Send one end notification and return what came of it; never raises for Elevate's sake."""
+        if not self.breaker.lets_through():
+            return Outcome("unavailable", reason="not sent: Elevate has timed out", sent=False)
+        started = self._clock()
+        try:
+            outcome = self._post(session)
+        except TimeoutError as error:
+            self.breaker.timed_out()
+            outcome = Outcome("unavailable", reason=_describe(error))
+        except HTTPError as error:
+            self.breaker.answered()
+            outcome = Outcome("unavailable", reason=_describe(error))
+        else:
+            self.breaker.answered()
+        return _timed(outcome, (self._clock() - started) * 1000)
+
+    def _post(self, session: Session) -> Outcome:
+        url = f"{self._path}?{query_of(session, self._dialect)}"
+        try:
+            response = self._open(url)
+        except _StaleConnection:
+            response = self._open(url)
+        try:
+            body = response.read(_READ_BYTES)
+        finally:
+            # An answer that goes on is not read to its end: the connection is worth less.
+            if response.length_remaining != 0:
+                response.close()
+            response.release_conn()
+        return _outcome(response.status, response.headers.get("Retry-After"), body, session)
+
+    def _open(self, url: str) -> urllib3.BaseHTTPResponse:
+        return self._pool.urlopen(
+            "POST",
+            url,
+            redirect=False,
+            assert_same_host=False,
+            preload_content=False,
+            decode_content=False,
+        )
+
+
+class Breaker:
+    """Remember that Elevate times out, so that callers do not wait for it in turn.
+
+    Open after three time-outs in a row; then one caller at a time probes after a pause, jittered so
+    that many functions do not probe in step. Any answer closes it. One per execution environment.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._timeouts = 0
+        self._probe_at = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether notifications are held back at the moment."""
+        return self._timeouts >= _BREAKER_TIMEOUTS and self._clock() < self._probe_at
+
+    def lets_through(self) -> bool:
+        """Return whether to send; when a probe is due, only the caller that asks first may."""
+        if self._timeouts < _BREAKER_TIMEOUTS:
+            return True
+        with self._lock:
+            if self._timeouts >= _BREAKER_TIMEOUTS and self._clock() < self._probe_at:
+                return False
+            self._pause()
+            return True
+
+    def timed_out(self) -> None:
+        """Count one time-out."""
+        with self._lock:
+            self._timeouts += 1
+            if self._timeouts >= _BREAKER_TIMEOUTS:
+                self._pause()
+
+    def answered(self) -> None:
+        """Close: Elevate, or its network, answered at once, if only to refuse."""
+        if self._timeouts:
+            with self._lock:
+                self._timeouts = 0
+
+    def _pause(self) -> None:
+        self._probe_at = self._clock() + _BREAKER_PAUSE * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+def query_of(session: Session, dialect: Dialect) -> str:
+    """Return the query string Elevate documents for the dialect, in its documented order."""
+    arguments = {
+        "market": session.market,
+        "customerKey": session.customer_key,
+        "sessionKey": session.session_key,
+    }
+    if dialect == "storefront-v3":
+        arguments["userContext"] = session.user_context
+    prefix = _PREFIX[dialect]
+    return "&".join(
+        f"{prefix}{name}={quote(value, safe='')}" for name, value in arguments.items() if value
+    )
+
+
+def _outcome(status: int, retry_after: str | None, body: bytes, session: Session) -> Outcome:
+    if 200 <= status < 300:
+        return Outcome("delivered", status)
+    reason = _mask(body, session)
+    if 400 <= status < 500 and status not in _TEMPORARY:
+        return Outcome("rejected", status, reason)
+    return Outcome("unavailable", status, reason, _seconds(retry_after))
+
+
+def _timed(outcome: Outcome, latency_ms: float) -> Outcome:
+    return Outcome(
+        outcome.kind, outcome.status, outcome.reason, outcome.retry_after, round(latency_ms, 1)
+    )
+
+
+def _seconds(retry_after: str | None) -> int | None:
+    """Return a Retry-After header (seconds or HTTP date) as seconds within bounds, if readable."""
+    if retry_after is None:
+        return None
+    try:
+        wish = float(retry_after) if retry_after.strip().isdecimal() else None
+        if wish is None:
+            wish = parsedate_to_datetime(retry_after).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return int(min(max(wish, 0), RETRY_AFTER_LIMIT))
+
+
+def _mask(body: bytes, session: Session) -> str:
+    """Return the start of a body as text without the session's keys, in whatever case or escape."""
+    text = body.decode("utf-8", "replace")
+    keys = [key for key in (session.session_key, session.customer_key) if key]
+    forms = {form for key in keys for form in (key, quote(key, safe=""), quote(key))}
+    pattern = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
+    text = re.sub(pattern, "***", text, flags=re.IGNORECASE)
+    if len(body) >= _READ_BYTES:
+        text = text[: -max(map(len, forms))]  # the last key may be cut in two
+    return text.encode()[:_REASON_BYTES].decode("utf-8", "ignore").strip()
+
+
+def _describe(error: HTTPError) -> str:
+    """Name the error and its cause by type: messages may hold the URL, and so the keys."""
+    cause = error.__cause__ or error.__context__
+    names = [type(error).__name__] + ([type(cause).__name__] if cause else [])
+    return ": ".join(names)
+
+
+class _StaleConnection(ProtocolError):
+    """A pooled connection turned out dead before a byte of an answer came."""
+
+
+class _BoundedReader(io.RawIOBase):
+    """Read an answer whose *whole* must arrive by a deadline, not each of its drops."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)
+        self._deadline = time.monotonic() + (sock.gettimeout() or 0.0)
+        self.started = False
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """Stand in for the socket where http.client asks it for a file."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        # A time-out of zero would mean "do not block" to the socket.
+        self._sock.settimeout(max(self._deadline - time.monotonic(), 0.001))
+        count = self._raw.readinto(buffer)
+        self.started = self.started or bool(count)
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Connection(HTTPConnection):
+    """A connection that bounds its answers and knows whether it died while it was pooled."""
+
+    def connect(self) -> None:
+        super().connect()
+        self._used = False
+
+    def _answer(self, sock: socket.socket, **kwargs: Any) -> http.client.HTTPResponse:
+        self._reader = _BoundedReader(sock)
+        return http.client.HTTPResponse(self._reader, **kwargs)  # type: ignore[arg-type]
+
+    # http.client calls this to read an answer.
+    response_class = _answer  # type: ignore[assignment]
+
+    def getresponse(self) -> Any:
+        try:
+            response = super().getresponse()
+        except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            if self._used and not self._reader.started:
+                raise _StaleConnection("died while pooled") from error
+            raise
+        self._used = True
+        return response
+
+
+class _SecureConnection(_Connection, HTTPSConnection):
+    """The same over TLS."""
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection

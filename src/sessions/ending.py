@@ -1,0 +1,398 @@
+"""Claim → notify → settle: the one use case, for one session, for many, and for all that are due.
+
+    claim    one conditional write takes a lease, before anything is sent
+    notify   one POST to Elevate
+    settle   the outcome is written, if the lease is still ours
+
+A crash between any two of these leaves a row that is due when its lease has run out, so a session
+is notified again rather than forgotten. The only owner of retries is the row's due time.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import batched, islice
+from typing import Literal
+
+from sessions import lifetime
+from sessions.elevate import Elevate, Outcome
+from sessions.registry import (
+    BATCH,
+    Claim,
+    Page,
+    Registry,
+    RegistryUnavailable,
+    Row,
+    Settlement,
+    Status,
+    UnreadableRow,
+    parked,
+)
+from sessions.session import Activity, Session
+from sessions.settings import MAX_SHARDS, Settings
+from sessions.telemetry import Notified, Source, Telemetry
+
+# Backoff of an unavailable Elevate: full jitter up to 30 s · 2^attempts, never over 15 minutes.
+BACKOFF_BASE = 30
+BACKOFF_LIMIT = 15 * 60
+
+# What a sweep keeps in hand (seconds) to settle what it has claimed and to hand over the rest.
+SETTLE_RESERVE = 5.0
+
+# Batches a thread is given at most in one wave; what a wave can do wrong is bounded by it.
+_BATCHES_PER_THREAD = 4
+
+type Ended = Literal["delivered", "over", "rejected", "kept", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """What became of one explicit end.
+
+    `over`: Elevate had ended the session before. `kept`: written down and due again. `lost`:
+    neither Elevate nor the registry took it; the caller must try again after `retry_after` seconds.
+    """
+
+    result: Ended
+    status: int | None = None
+    reason: str = ""
+    retry_after: int = 1
+
+
+@dataclass(slots=True)
+class Sweep:
+    """What a sweep did. `left` names the shards that still hold due sessions."""
+
+    due: int = 0
+    claimed: int = 0
+    delivered: int = 0
+    rejected: int = 0
+    unavailable: int = 0
+    unsent: int = 0
+    expired: int = 0
+    skipped: int = 0
+    unreadable: int = 0
+    failed: int = 0
+    oldest: int = 0
+    stopped: Literal["", "elevate", "registry", "time"] = ""
+    left: list[int] = field(default_factory=list)
+
+    def add(self, other: "Sweep") -> None:
+        """Add the counts of a part of the sweep."""
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+_COUNTS = (
+    "claimed",
+    "delivered",
+    "rejected",
+    "unavailable",
+    "unsent",
+    "expired",
+    "skipped",
+    "failed",
+)
+
+
+class Ending:
+    """The application: registry and Elevate put together under the rules of this service."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry | None = None,
+        elevate: Elevate | None = None,
+        telemetry: Telemetry | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._telemetry = telemetry or Telemetry()
+        self._registry = registry or Registry(settings, on_fault=self._telemetry.statement_failed)
+        self._elevate = elevate or Elevate(settings)
+        self._clock = clock
+
+    # -- told -------------------------------------------------------------------------------
+
+    def track(self, activity: Activity) -> bool:
+        """Note that a session is alive; False if it is over. Raises RegistryUnavailable."""
+        return self._registry.track(activity)
+
+    def status(self, session_key: str) -> list[Status]:
+        """Return the session's state in each market. Raises RegistryUnavailable, UnreadableRow."""
+        return self._registry.status(session_key)
+
+    def end(self, session: Session, asked_at: int, source: Source, correlation_id: str) -> End:
+        """End one session now, whether it was tracked before or not."""
+        try:
+            claim = self._registry.claim(session, asked_at)
+        except (RegistryUnavailable, UnreadableRow) as error:
+            self._telemetry.registry_failed("claim", error, session, correlation_id)
+            return self._end_unclaimed(session, source, correlation_id)
+        if claim == "over":
+            return End("over")
+        if claim == "in flight":
+            return End("kept")
+        if self._is_past_deadline(claim.row):
+            self._settle([(claim, Settlement("expired"))], correlation_id)
+            self._telemetry.expired([claim.row], source, correlation_id)
+            return End("over")
+        outcome = self._elevate.notify(session)
+        self._telemetry.notified(
+            Notified(outcome, session, claim.row.attempts + outcome.sent, source, correlation_id)
+        )
+        self._settle([(claim, self._settlement(claim.row, outcome))], correlation_id)
+        match outcome.kind:
+            case "delivered":
+                return End("delivered", outcome.status)
+            case "rejected":
+                return End("rejected", outcome.status, outcome.reason)
+            case _:
+                return End("kept", outcome.status, outcome.reason)
+
+    def end_all(
+        self,
+        sessions: Sequence[tuple[Session, int]],
+        source: Source,
+        correlation_id: str,
+        until: float,
+    ) -> list[End]:
+        """End many sessions; from `until` on (monotonic seconds) only write them down as due."""
+
+        def end(one: tuple[Session, int]) -> End:
+            session, asked_at = one
+            if time.monotonic() < until:
+                return self.end(session, asked_at, source, correlation_id)
+            try:
+                self._registry.keep(session, asked_at)
+            except RegistryUnavailable as error:
+                self._telemetry.registry_failed("keep", error, session, correlation_id)
+                return End("lost")
+            return End("kept")
+
+        if len(sessions) == 1:
+            return [end(sessions[0])]
+        with ThreadPoolExecutor(self._settings.concurrency) as threads:
+            return list(threads.map(end, sessions))
+
+    def _end_unclaimed(self, session: Session, source: Source, correlation_id: str) -> End:
+        """Notify all the same: a registry that is down must not keep visitors signed in."""
+        outcome = self._elevate.notify(session)
+        self._telemetry.notified(Notified(outcome, session, 1, source, correlation_id))
+        if outcome.kind == "unavailable":
+            return End("lost", outcome.status, retry_after=outcome.retry_after or BACKOFF_BASE)
+        return End(outcome.kind, outcome.status, outcome.reason)
+
+    # -- found ------------------------------------------------------------------------------
+
+    def sweep(self, shards: Iterable[int], until: float, correlation_id: str) -> Sweep:
+        """End the sessions that are due in `shards`, until the monotonic time `until`.
+
+        Starts with one batch; waves double while Elevate answers, and a wave that finds only an
+        unavailable Elevate is the last one. Never raises for a part that failed.
+        """
+        report = Sweep()
+        now = int(self._clock())
+        with ThreadPoolExecutor(self._settings.concurrency) as threads:
+            size = BATCH
+            largest = BATCH * _BATCHES_PER_THREAD * self._settings.concurrency
+            try:
+                rows = _DueRows(self._registry, threads, list(shards), now, report)
+                while wave := list(islice(rows, size)):
+                    report.due += len(wave)
+                    part = self._wave(wave, threads, until, correlation_id)
+                    report.add(part)
+                    if part.unavailable + part.unsent and not part.delivered + part.rejected:
+                        report.stopped = "elevate" if self._enough_time(until) else "time"
+                    elif not self._enough_time(until):
+                        report.stopped = "time"
+                    elif part.failed == len(wave):
+                        report.stopped = "registry"
+                    if report.stopped == "time":
+                        report.left = sorted({*rows.unfinished, *(row.shard for row in wave)})
+                    if report.stopped:
+                        break
+                    size = BATCH if part.unavailable + part.unsent else min(2 * size, largest)
+            except RegistryUnavailable as error:
+                self._telemetry.registry_failed("query", error, None, correlation_id)
+                report.stopped = "registry"
+        return report
+
+    def retry_rejected(self, market: str | None, shards: Iterable[int], until: float) -> Sweep:
+        """Make rejected sessions due again, of one market or of all. Raises RegistryUnavailable.
+
+        They are spread over a minute, so that the next sweep does not meet them all at once.
+        """
+        report = Sweep()
+        now = int(self._clock())
+        left = list(shards)
+        while left:
+            for page in self._pages(parked(left[0]), now):
+                rows = [r for r in page.rows if market in (None, r.session.market)]
+                report.due += len(rows)
+                for some in batched(rows, BATCH, strict=False):
+                    report.claimed += self._registry.retry_rejected(
+                        some,
+                        lambda: now + random.randint(0, 60),  # noqa: S311
+                    )
+                if time.monotonic() > until - SETTLE_RESERVE:
+                    report.stopped = "time"
+                    report.left = left
+                    return report
+            left.pop(0)
+        return report
+
+    def _pages(self, shard: int, now: int) -> Iterator[Page]:
+        page = self._registry.due(shard, now)
+        yield page
+        while page.next:
+            page = self._registry.due(shard, now, page.next)
+            yield page
+
+    def _wave(
+        self, rows: list[Row], threads: ThreadPoolExecutor, until: float, correlation_id: str
+    ) -> Sweep:
+        # Small waves are spread over all threads, large ones go in DynamoDB's full batches.
+        size = max(1, min(BATCH, -(-len(rows) // self._settings.concurrency)))
+        total = Sweep()
+        for part in threads.map(
+            lambda some: self._end_batch(some, until, correlation_id),
+            batched(rows, size, strict=False),
+        ):
+            total.add(part)
+        return total
+
+    def _end_batch(self, rows: Sequence[Row], until: float, correlation_id: str) -> Sweep:
+        """Claim, notify and settle a batch of due rows in this thread."""
+        part = Sweep()
+        past = [row for row in rows if self._is_past_deadline(row)]
+        alive = [row for row in rows if not self._is_past_deadline(row)]
+        try:
+            if past:
+                expired = self._registry.expire(past)
+                part.expired = len(expired)
+                part.skipped += len(past) - len(expired)
+                self._telemetry.expired(expired, "sweep", correlation_id)
+            if not alive:
+                return part
+            if self._elevate.breaker.is_open or not self._enough_time(until):
+                part.unsent = len(alive)
+                return part
+            claims = self._registry.claim_due(alive)
+        except RegistryUnavailable as error:
+            self._telemetry.registry_failed("claim", error, None, correlation_id)
+            part.failed = len(rows) - part.expired - part.skipped
+            return part
+        part.claimed = len(claims)
+        part.skipped += len(alive) - len(claims)
+        settlements = [self._notify(claim, until, correlation_id, part) for claim in claims]
+        self._settle(settlements, correlation_id)
+        return part
+
+    def _notify(
+        self, claim: Claim, until: float, correlation_id: str, part: Sweep
+    ) -> tuple[Claim, Settlement]:
+        if not self._enough_time(until):
+            part.unsent += 1
+            return claim, Settlement("open")
+        session = claim.row.session
+        outcome = self._elevate.notify(session)
+        self._telemetry.notified(
+            Notified(outcome, session, claim.row.attempts + outcome.sent, "sweep", correlation_id)
+        )
+        if outcome.kind == "delivered":
+            part.delivered += 1
+        elif outcome.kind == "rejected":
+            part.rejected += 1
+        elif outcome.sent:
+            part.unavailable += 1
+        else:
+            part.unsent += 1
+        return claim, self._settlement(claim.row, outcome)
+
+    # -- rules ------------------------------------------------------------------------------
+
+    def _settlement(self, row: Row, outcome: Outcome) -> Settlement:
+        """Return what an outcome makes of a session."""
+        attempts = row.attempts + outcome.sent
+        if outcome.kind == "delivered":
+            return Settlement("ended", None, attempts, outcome.status)
+        if outcome.kind == "rejected":
+            return Settlement("rejected", None, attempts, outcome.status, outcome.reason)
+        return Settlement(
+            "retrying",
+            int(self._clock()) + backoff(attempts, outcome.retry_after),
+            attempts,
+            outcome.status,
+            outcome.reason,
+        )
+
+    def _is_past_deadline(self, row: Row) -> bool:
+        deadline = lifetime.deadline(row.alive_at, row.interactive, self._settings)
+        return self._clock() >= deadline
+
+    def _enough_time(self, until: float) -> bool:
+        """Tell whether one more notification, and its settling, fits in before `until`."""
+        call = self._settings.connect_timeout + self._settings.read_timeout
+        return time.monotonic() + call + SETTLE_RESERVE < until
+
+    def _settle(self, settlements: Sequence[tuple[Claim, Settlement]], correlation_id: str) -> None:
+        """Write outcomes. What cannot be written stays due, and is notified once more."""
+        try:
+            self._registry.settle(settlements)
+        except RegistryUnavailable as error:
+            self._telemetry.registry_failed("settle", error, None, correlation_id)
+
+
+def backoff(attempts: int, retry_after: int | None = None) -> int:
+    """Return the seconds to wait after `attempts` notifications found Elevate unavailable.
+
+    Full jitter; Elevate's own Retry-After (already within bounds) is the least there is, with the
+    jitter of a first attempt on top so that the sessions it was told to do not come back at once.
+    """
+    ceiling = min(BACKOFF_LIMIT, BACKOFF_BASE * 2 ** min(attempts, 10))
+    if retry_after is None:
+        return random.randint(1, ceiling)  # noqa: S311
+    return retry_after + random.randint(1, BACKOFF_BASE)  # noqa: S311
+
+
+class _DueRows:
+    """The due rows of several shards as one stream; the first pages are fetched side by side."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        threads: ThreadPoolExecutor,
+        shards: list[int],
+        now: int,
+        report: Sweep,
+    ) -> None:
+        self._registry = registry
+        self._now = now
+        self._report = report
+        self._seen: dict[int, bool] = {}
+        first = threads.map(lambda shard: registry.due(shard, now), shards)
+        self._first = {s: p for s, p in zip(shards, first, strict=True) if p.rows or p.unreadable}
+        self.unfinished = list(self._first)
+        due = [row.due_at for page in self._first.values() for row in page.rows]
+        report.oldest = max(0, now - min(due, default=now))
+        self._rows = self._stream()
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._rows
+
+    def _stream(self) -> Iterator[Row]:
+        for shard, page in list(self._first.items()):
+            del self._first[shard]
+            while True:
+                self._report.unreadable += page.unreadable
+                yield from page.rows
+                if not page.next:
+                    break
+                page = self._registry.due(shard, self._now, page.next)
+            self.unfinished.remove(shard)
+
+
+ALL_SHARDS = range(MAX_SHARDS)

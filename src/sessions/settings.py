@@ -1,0 +1,121 @@
+"""Environment → one frozen dataclass, read once."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+type Dialect = Literal["web-v2", "storefront-v3"]
+
+# The documented hosts of a cluster, by dialect (../shared/elevate.md → docs/decisions.md).
+_HOSTS: dict[Dialect, str] = {
+    "web-v2": "https://{}.api.esales.apptus.cloud",
+    "storefront-v3": "https://{}.elevate-api.cloud",
+}
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+# A lease must outlive the invocation that holds it: what Lambda has killed sends nothing any more.
+# Every function's Timeout in template.yaml is below this (a test compares them).
+LEASE_SECONDS = 90
+
+# A sweep asks all these shards, whatever SweepShards was when a row was written.
+MAX_SHARDS = 32
+
+
+class InvalidSettings(ValueError):
+    """The environment does not make a working service; the message names the variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a deployment decides; times in seconds."""
+
+    table_name: str
+    event_bus_name: str
+    elevate_url: str
+    dialect: Dialect = "web-v2"
+    connect_timeout: float = 1.0
+    read_timeout: float = 3.0
+    markets: tuple[str, ...] = ()
+    idle: int = 30 * 60
+    session_limit: int = 24 * 60 * 60
+    shards: int = 8
+    concurrency: int = 16
+    retention: int = 14 * 24 * 60 * 60
+
+    @property
+    def slack(self) -> int:
+        """Return how far activity may move, in seconds, before it is written down.
+
+        Index writes are what tracking costs, and a page view a second should not write each second.
+        """
+        return min(60, self.idle // 10)
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Read the settings from environment variables.
+
+        Raises InvalidSettings, which names the variable.
+        """
+        dialect = environment.get("ELEVATE_API") or "web-v2"
+        if dialect not in _HOSTS:
+            raise InvalidSettings("ELEVATE_API must be web-v2 or storefront-v3")
+        numbers = {
+            name: convert(_number(environment, variable))
+            for name, (variable, convert) in _NUMBERS.items()
+            if environment.get(variable)
+        }
+        markets = environment.get("MARKETS", "").split(",")
+        return cls(
+            table_name=_required(environment, "TABLE_NAME"),
+            event_bus_name=environment.get("EVENT_BUS_NAME", ""),
+            elevate_url=_elevate_url(environment, dialect),
+            dialect=dialect,
+            markets=tuple(unquote(market.strip()) for market in markets if market.strip()),
+            **numbers,
+        )
+
+
+def _minutes(number: float) -> int:
+    return int(number * 60)
+
+
+_NUMBERS: dict[str, tuple[str, Callable[[float], Any]]] = {
+    "connect_timeout": ("ELEVATE_CONNECT_TIMEOUT", float),
+    "read_timeout": ("ELEVATE_READ_TIMEOUT", float),
+    "idle": ("SESSION_IDLE_MINUTES", _minutes),
+    "session_limit": ("SESSION_LIMIT_MINUTES", _minutes),
+    "shards": ("SWEEP_SHARDS", lambda number: min(int(number), MAX_SHARDS)),
+    "concurrency": ("SWEEP_CONCURRENCY", int),
+}
+
+
+def _required(environment: Mapping[str, str], name: str) -> str:
+    value = environment.get(name, "")
+    if not value:
+        raise InvalidSettings(f"{name} is not set")
+    return value
+
+
+def _number(environment: Mapping[str, str], name: str) -> float:
+    try:
+        value = float(environment[name])
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InvalidSettings(f"{name} must be a positive number")
+    return value
+
+
+def _elevate_url(environment: Mapping[str, str], dialect: Dialect) -> str:
+    """Return scheme, host and path prefix of the cluster: the only place that chooses the host."""
+    base = environment.get("ELEVATE_BASE_URL", "")
+    if not base:
+        return _HOSTS[dialect].format(_required(environment, "ELEVATE_CLUSTER_ID"))
+    url = urlsplit(base)
+    if not url.hostname or url.query or url.fragment or url.username is not None:
+        raise InvalidSettings("ELEVATE_BASE_URL must be scheme://host[:port][/path]")
+    if url.scheme != "https" and not (url.scheme == "http" and url.hostname in _LOOPBACK):
+        raise InvalidSettings("ELEVATE_BASE_URL must be https (http for loopback hosts only)")
+    return base.rstrip("/")

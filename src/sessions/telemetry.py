@@ -1,0 +1,152 @@
+"""Logger and metrics, built once. No visitor's key is readable in what they write."""
+
+import hashlib
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from aws_lambda_powertools import Logger, Metrics
+from aws_lambda_powertools.metrics import MetricUnit
+
+from sessions.elevate import Outcome
+from sessions.registry import Row
+from sessions.session import FieldError, Session
+
+type Source = Literal["api", "event", "sweep"]
+
+_LEVEL = {"delivered": "info", "rejected": "error", "unavailable": "warning"}
+
+
+def hashed(key: str | None) -> str | None:
+    """Return what stands for a key in logs: the first 16 hex digits of its SHA-256."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16] if key else None
+
+
+@dataclass(frozen=True, slots=True)
+class Notified:
+    """One notification, for its log line and metrics."""
+
+    outcome: Outcome
+    session: Session
+    attempt: int
+    source: Source
+    correlation_id: str
+
+
+class Telemetry:
+    """One structured line per outcome, and an invocation's counts as EMF metrics.
+
+    Levels: INFO normal, WARNING it will be tried again, ERROR someone must act. Safe to share
+    between threads; `flush` ends an invocation.
+    """
+
+    def __init__(self) -> None:
+        self._logger = Logger(location=None)
+        self._metrics = Metrics()
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def notified(self, n: Notified) -> None:
+        """Write the line of one notification."""
+        outcome = n.outcome
+        self._write(
+            _LEVEL[outcome.kind],
+            "notification",
+            n.correlation_id,
+            outcome=outcome.kind,
+            status=outcome.status,
+            reason=outcome.reason,
+            latency_ms=outcome.latency_ms,
+            sent=outcome.sent,
+            attempt=n.attempt,
+            source=n.source,
+            **_about(n.session),
+        )
+        with self._lock:
+            self._counts[outcome.kind.capitalize() if outcome.sent else "HeldBack"] += 1
+            if outcome.sent:
+                self._metrics.add_metric(
+                    "ElevateLatency", MetricUnit.Milliseconds, outcome.latency_ms
+                )
+
+    def expired(self, rows: Iterable[Row], source: Source, correlation_id: str) -> None:
+        """Write a line for each session that Elevate must have ended itself."""
+        for row in rows:
+            self._write(
+                "warning",
+                "expired",
+                correlation_id,
+                outcome="expired",
+                attempt=row.attempts,
+                source=source,
+                **_about(row.session),
+            )
+            self.count("Expired")
+
+    def registry_failed(
+        self, operation: str, error: Exception, session: Session | None, correlation_id: str
+    ) -> None:
+        """Write the line of a call that the registry did not take."""
+        about = _about(session) if session else {}
+        self._write(
+            "error",
+            "registry failed",
+            correlation_id,
+            operation=operation,
+            error=f"{type(error).__name__}: {error}",
+            **about,
+        )
+        self.count("RegistryFailed")
+
+    def statement_failed(self, code: str) -> None:
+        """Write the line of one statement that failed in a batch the registry took."""
+        self._write("error", "registry failed", "", operation="statement", error=code)
+        self.count("RegistryFailed")
+
+    def refused(self, errors: list[FieldError], source: Source, correlation_id: str) -> None:
+        """Write the line of one refused input: which fields, never what they held."""
+        self._write("warning", "refused", correlation_id, errors=errors, source=source)
+        self.count("Invalid")
+
+    def crashed(self, error: BaseException, correlation_id: str) -> None:
+        """Write where an unexpected error came from; its message may hold a key, so not that."""
+        where = [
+            f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)
+        ]
+        self._write("error", "crashed", correlation_id, error=type(error).__name__, where=where)
+
+    def swept(self, correlation_id: str, lag: int, **fields: Any) -> None:
+        """Write the one line of a sweep; `lag` is the age in seconds of the oldest due session."""
+        self._write("info", "sweep", correlation_id, oldest_age_s=lag, **fields)
+        with self._lock:
+            self._metrics.add_metric("SweepLag", MetricUnit.Seconds, lag)
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a count of this invocation."""
+        with self._lock:
+            self._counts[name] += by
+
+    def flush(self, source: Source) -> None:
+        """Write the invocation's counts as metrics with the dimension `source`."""
+        with self._lock:
+            for name, value in self._counts.items():
+                self._metrics.add_metric(name, MetricUnit.Count, value)
+            self._counts.clear()
+            if self._metrics.metric_set:
+                self._metrics.add_dimension("source", source)
+                self._metrics.flush_metrics()
+
+    def _write(self, level: str, message: str, correlation_id: str, **fields: Any) -> None:
+        kept = {name: value for name, value in fields.items() if value not in (None, "")}
+        getattr(self._logger, level)(message, correlation_id=correlation_id, **kept)
+
+
+def _about(session: Session) -> dict[str, str | None]:
+    return {
+        "market": session.market,
+        "session": hashed(session.session_key),
+        "customer": hashed(session.customer_key),
+    }

@@ -1,0 +1,169 @@
+"""Fixtures: the registry's table on the emulator, an Elevate that does as told, a clock to turn."""
+
+import http.server
+import io
+import itertools
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import botocore.session
+import pytest
+from aws_lambda_powertools import Logger
+
+from registry_table import create_table
+from sessions.settings import Settings
+
+
+@dataclass
+class Clock:
+    """A clock that stands still until it is turned."""
+
+    now: float = 1_795_435_200.0  # 2026-11-23T12:00:00Z
+
+    def __call__(self) -> float:
+        return self.now
+
+    def turn(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@dataclass
+class FakeElevate:
+    """Answers each notification with the next of `statuses` (the last one for good)."""
+
+    url: str = ""
+    statuses: list[int] = field(default_factory=lambda: [204])
+    received: list[dict[str, str]] = field(default_factory=list)
+
+    def keys(self) -> list[str]:
+        """Return the session keys received, in order."""
+        return [query["esales.sessionKey"] for query in self.received]
+
+
+@pytest.fixture
+def elevate() -> Iterator[FakeElevate]:
+    fake = FakeElevate()
+    lock = threading.Lock()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            with lock:
+                fake.received.append(dict(parse_qsl(urlsplit(self.path).query)))
+                status = fake.statuses.pop(0) if len(fake.statuses) > 1 else fake.statuses[0]
+            self.send_response(status)
+            if status != 204:
+                self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    class Server(http.server.ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128  # the default of 5 refuses a sweep's threads
+
+    server = Server(("127.0.0.1", 0), Handler)
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield fake
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start MiniStack for the tests that need no deployed stack; return its endpoint."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("ministack")
+    environment = os.environ | {
+        "GATEWAY_PORT": str(port),
+        "BIND_HOST": "127.0.0.1",
+        "SFTP_ENABLED": "0",
+        "IOT_MTLS_ENABLED": "0",
+        "LOG_LEVEL": "WARNING",
+        "TMPDIR": str(folder),
+    }
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("ministack")], env=environment, stdout=log, stderr=log
+        )
+    endpoint = f"http://127.0.0.1:{port}"
+    _wait_until_ready(f"{endpoint}/_ministack/health", process)
+    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    changes = credentials | {"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "eu-west-1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in changes.items():
+            patch.setenv(name, value)
+        yield endpoint
+    process.terminate()
+    process.wait(10)
+
+
+def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                json.load(answer)
+                return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def dynamodb(aws: str) -> Any:
+    return botocore.session.get_session().create_client("dynamodb")
+
+
+@pytest.fixture
+def log() -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """Return what reads the structured lines written since the test began."""
+    handler = Logger(location=None).registered_handler
+    assert isinstance(handler, logging.StreamHandler)
+    written = io.StringIO()
+    before = handler.setStream(written)
+    yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
+    if before:
+        handler.setStream(before)
+
+
+_tables = itertools.count()
+
+
+@pytest.fixture
+def settings(dynamodb: Any, elevate: FakeElevate) -> Settings:
+    """Return settings with an empty registry of their own, 30 minutes idle, a day's limit."""
+    name = f"registry-{next(_tables)}"
+    create_table(dynamodb, name)
+    return Settings(
+        table_name=name,
+        event_bus_name="default",
+        elevate_url=elevate.url,
+        markets=("UK", "SE", "Sverige & Norge/ü"),
+        connect_timeout=0.5,
+        read_timeout=0.5,
+    )

@@ -1,0 +1,222 @@
+"""The real template.yaml, deployed: what a shop does with it, from its URL and its bus to Elevate."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from stack.conftest import Deployed, new_session, wait_for
+
+WEB_V2 = "/api/v2/notifications/end"
+SCHEDULE_SECONDS = 60
+EMULATOR_TICK_SECONDS = 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_alone(deployed: Deployed) -> Iterator[dict[str, str]]:
+    """Track a session before all other tests, so that it goes quiet while they run."""
+    session = new_session("Sverige & Norge/ü")
+    assert deployed.track(session).status == 204
+    yield session
+
+
+# -- ending over the API -----------------------------------------------------------------------
+
+
+def test_an_end_reaches_elevate_as_documented_and_once(deployed: Deployed) -> None:
+    session = new_session()
+    assert [deployed.end(session).status for _ in range(2)] == [204, 204]
+    (received,) = deployed.received(session)
+    assert (received["method"], received["path"], received["status"]) == ("POST", WEB_V2, 204)
+    assert received["rawQuery"] == (
+        f"esales.market=UK&esales.customerKey={session['customerKey']}"
+        f"&esales.sessionKey={session['sessionKey']}"
+    )
+    assert deployed.state(session)["state"] == "ended"
+
+
+def test_an_end_that_elevate_cannot_take_is_kept_and_delivered_later(deployed: Deployed) -> None:
+    session = new_session()
+    deployed.fault("busy", retryAfter=1)
+    answer = deployed.end(session)
+    assert answer.status == 202
+    assert answer.headers["Location"] == f"/sessions/{session['sessionKey']}?market=UK"
+    status = deployed.call("GET", answer.headers["Location"]).json["sessions"][0]
+    assert (status["state"], status["attempts"], status["lastStatus"]) == ("retrying", 1, 503)
+    deployed.fault("none")
+
+    def delivered() -> bool:
+        deployed.put_event("Session Sweep", {})
+        return deployed.state(session)["state"] == "ended"
+
+    wait_for(delivered, 60)
+    assert [n["status"] for n in deployed.received(session)] == [503, 204]
+
+
+def test_a_rejected_end_is_told_and_can_be_retried_by_an_event(deployed: Deployed) -> None:
+    session = new_session("SE")
+    deployed.fault("reject")
+    answer = deployed.end(session)
+    assert (answer.status, answer.json["elevateStatus"]) == (422, 400)
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert deployed.state(session)["state"] == "rejected"
+    deployed.fault("none")
+    deployed.put_event("Session Sweep", {"retry": "rejected", "market": "SE"})
+    wait_for(lambda: deployed.state(session)["state"] != "rejected")
+
+
+# -- tracking ----------------------------------------------------------------------------------
+
+
+def test_sign_in_replaces_the_customer_key(deployed: Deployed) -> None:
+    visitor = new_session()
+    signed_in = visitor | {"customerKey": str(uuid.uuid4())}
+    assert deployed.track(visitor).status == 204
+    assert deployed.track(signed_in, interactive=True).status == 204
+    assert deployed.received(visitor) == [], "signing in ends nothing"
+    assert deployed.end(signed_in).status == 204
+    (received,) = deployed.received(visitor)
+    assert received["query"]["esales.customerKey"] == signed_in["customerKey"]
+
+
+def test_an_ended_session_cannot_be_tracked(deployed: Deployed) -> None:
+    session = new_session()
+    deployed.end(session)
+    answer = deployed.track(session)
+    assert (answer.status, answer.json["type"]) == (
+        409,
+        "urn:elevate-sessions:problem:session-over",
+    )
+
+
+def test_a_status_has_every_market_and_no_customer_key(deployed: Deployed) -> None:
+    british = new_session()
+    swedish = british | {"market": "SE"}
+    deployed.track(british)
+    deployed.track(swedish)
+    answer = deployed.call("GET", f"/sessions/{british['sessionKey']}")
+    assert {state["market"] for state in answer.json["sessions"]} == {"UK", "SE"}
+    assert british["customerKey"] not in answer.body
+    assert deployed.state(swedish)["market"] == "SE"
+
+
+def test_an_unknown_session_is_not_found(deployed: Deployed) -> None:
+    session = new_session()
+    assert deployed.call("GET", f"/sessions/{session['sessionKey']}").status == 404
+
+
+# -- events ------------------------------------------------------------------------------------
+
+
+def test_an_event_ends_a_session(deployed: Deployed) -> None:
+    session = new_session()
+    deployed.put_event("Session Ended", session)
+    wait_for(lambda: deployed.received(session))
+
+
+def test_an_event_ends_many_sessions_and_the_valid_ones_of_a_partly_invalid_list(
+    deployed: Deployed,
+) -> None:
+    sessions = [new_session() for _ in range(30)]
+    bad = new_session("Atlantis")
+    deployed.put_event("Session Ended", {"sessions": [*sessions, bad]})
+    wait_for(lambda: all(deployed.received(session) for session in sessions))
+    assert deployed.received(bad) == []
+
+
+def test_an_event_tracks_a_session(deployed: Deployed) -> None:
+    session = new_session()
+    deployed.put_event("Session Active", session | {"interactive": True})
+    path = f"/sessions/{session['sessionKey']}"
+    wait_for(lambda: deployed.call("GET", path).status == 200)
+    assert deployed.state(session)["state"] == "open"
+
+
+# -- what is bad -------------------------------------------------------------------------------
+
+GOOD = new_session()
+BAD: list[tuple[str, dict[str, Any], int, str]] = [
+    ("no JSON", {"raw": b"{"}, 400, "body"),
+    ("no object", {"body": [GOOD]}, 400, "body"),
+    ("empty", {"raw": b""}, 400, "body"),
+    ("NaN", {"raw": b'{"market": NaN}'}, 400, "body"),
+    ("a name twice", {"raw": b'{"market": "UK", "market": "SE"}'}, 400, "body"),
+    ("wrong type", {"body": GOOD | {"market": 7}}, 400, "market"),
+    ("missing", {"body": {k: v for k, v in GOOD.items() if k != "customerKey"}}, 400, "customerKey"),
+    ("extra", {"body": GOOD | {"extra": GOOD["sessionKey"]}}, 400, "body"),
+    ("a key as a name", {"body": GOOD | {GOOD["sessionKey"]: 1}}, 400, "body"),
+    ("empty field", {"body": GOOD | {"sessionKey": ""}}, 400, "sessionKey"),
+    ("over-long field", {"body": GOOD | {"customerKey": GOOD["customerKey"] * 2}}, 400, "customerKey"),
+    ("unknown market", {"body": GOOD | {"market": "uk"}}, 400, "market"),
+    ("control character", {"body": GOOD | {"sessionKey": GOOD["sessionKey"] + "\n"}}, 400, "sessionKey"),
+    ("lone surrogate", {"raw": b'{"market": "\\ud800"}'}, 400, "market"),
+    ("deep nesting", {"raw": b"[" * 8000}, 400, "body"),
+    ("too large", {"body": GOOD | {"market": "x" * 16_384}}, 413, "body"),
+    ("wrong content type", {"body": GOOD, "headers": {"Content-Type": "text/plain"}}, 415, "content-type"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "field"), [b[1:] for b in BAD], ids=[b[0] for b in BAD]
+)
+def test_bad_input_is_refused_by_field_and_changes_nothing(
+    deployed: Deployed, arguments: dict[str, Any], status: int, field: str
+) -> None:
+    answer = deployed.call("POST", "/sessions/end", **arguments)
+    assert answer.status == status
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert field in {error["field"] for error in answer.json["errors"]}
+    for key in (GOOD["sessionKey"], GOOD["customerKey"]):
+        assert key not in answer.body
+    assert deployed.received(GOOD) == []
+    assert deployed.call("GET", f"/sessions/{GOOD['sessionKey']}").status == 404
+
+
+def test_a_bad_path_query_and_activity_are_refused(deployed: Deployed) -> None:
+    key = new_session()["sessionKey"]
+    track = deployed.call("PUT", "/sessions/nobody", {"market": "UK", "interactive": 1})
+    fields = {error["field"] for error in track.json["errors"]}
+    assert (track.status, fields) == (400, {"sessionKey", "customerKey", "interactive"})
+    assert deployed.call("GET", "/sessions/nobody").status == 400
+    assert deployed.call("GET", f"/sessions/{key}?market=Atlantis").status == 400
+    assert deployed.call("GET", f"/sessions/{key}?market=UK&market=SE").status == 400
+
+
+def test_strangers_get_nothing(deployed: Deployed) -> None:
+    session = new_session()
+    for headers in ({"x-api-key": ""}, {"x-api-key": "guess"}):
+        answer = deployed.call("POST", "/sessions/end", session, headers=headers)
+        assert answer.status == 403
+    assert deployed.received(session) == []
+
+
+# -- the schedule, and what was written --------------------------------------------------------
+
+
+def test_a_session_left_alone_is_ended_by_the_schedule_within_two_ticks_and_once(
+    deployed: Deployed, left_alone: dict[str, str]
+) -> None:
+    def ended() -> list[dict[str, Any]]:
+        return deployed.received(left_alone)
+
+    (received,) = wait_for(ended, 200)
+    assert received["query"]["esales.market"] == "Sverige & Norge/ü"
+    lines = deployed.log_lines("sweep")
+    assert lines, "the schedule ticks"
+    tracked_until = received["time"] - time.time()
+    assert tracked_until <= 0
+    state = wait_for(lambda: deployed.state(left_alone))
+    assert state["state"] == "ended"
+    assert len(deployed.received(left_alone)) == 1
+
+
+def test_no_key_is_in_any_log(deployed: Deployed, left_alone: dict[str, str]) -> None:
+    session = new_session()
+    deployed.end(session)
+    wait_for(lambda: len(deployed.log_lines("notification")) > 30)
+    text = deployed.log_text()
+    for keys in (session, left_alone, GOOD):
+        assert keys["sessionKey"] not in text
+        assert keys["customerKey"] not in text

@@ -1,0 +1,471 @@
+"""The end notification on real wires: what is sent, what comes of every answer, and of none."""
+
+import datetime
+import email.utils
+import logging
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sessions.elevate import RETRY_AFTER_LIMIT, Breaker, Elevate, Outcome, _mask, query_of
+from sessions.session import Session
+from sessions.settings import Dialect, Settings
+from wire import Wire, read_request, reset, wire
+
+SESSION = Session(
+    market="UK",
+    session_key="b106299c-eac0-4f6f-96d2-93e57c255784",
+    customer_key="d9528030-509c-4e0f-b585-7168f1e9feca",
+)
+NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
+
+
+def client(url: str, dialect: Dialect = "web-v2", **changes: Any) -> Elevate:
+    changes = {"connect_timeout": 0.5, "read_timeout": 0.3} | changes
+    return Elevate(Settings("table", "bus", url, dialect=dialect, **changes))
+
+
+def answering(*answers: bytes) -> Callable[[socket.socket, int], None]:
+    """Give each request on a connection the next of the answers, then close."""
+
+    def serve(connection: socket.socket, number: int) -> None:
+        for answer in answers:
+            if read_request(connection):
+                connection.sendall(answer)
+
+    return serve
+
+
+def after(answer: bytes, **changes: Any) -> Outcome:
+    """Return the outcome of a notification that gets these bytes as its answer."""
+    with wire(answering(answer)) as server:
+        return client(server.url, **changes).notify(SESSION)
+
+
+def http(status: str, body: bytes = b"", *headers: str) -> bytes:
+    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+
+
+# -- what is sent ------------------------------------------------------------------------------
+
+
+def request_for(session: Session, dialect: Dialect) -> str:
+    seen: list[bytes] = []
+
+    def serve(connection: socket.socket, number: int) -> None:
+        seen.append(read_request(connection))
+        connection.sendall(NO_CONTENT)
+
+    with wire(serve) as server:
+        assert client(server.url, dialect).notify(session).kind == "delivered"
+    return seen[0].decode()
+
+
+def test_the_documented_example_is_sent_to_the_letter() -> None:
+    request = request_for(SESSION, "web-v2")
+    assert request.splitlines()[0] == (
+        "POST /api/v2/notifications/end?esales.market=UK"
+        "&esales.customerKey=d9528030-509c-4e0f-b585-7168f1e9feca"
+        "&esales.sessionKey=b106299c-eac0-4f6f-96d2-93e57c255784 HTTP/1.1"
+    )
+    assert "content-type: application/json" in request.lower()
+    assert "content-length: 0" in request.lower()
+    assert request.endswith("\r\n\r\n")
+
+
+def test_storefront_has_its_own_path_and_names() -> None:
+    session = Session("SE", "Case-Sensitive", "c", "SYNTHETIC")
+    line = request_for(session, "storefront-v3").splitlines()[0]
+    assert line == (
+        "POST /api/storefront/v3/notifications/end"
+        "?market=SE&customerKey=c&sessionKey=Case-Sensitive&userContext=SYNTHETIC HTTP/1.1"
+    )
+
+
+def test_what_a_session_does_not_have_is_not_sent() -> None:
+    line = request_for(Session("SE", "s", None, "UNPERSONALIZED"), "storefront-v3").splitlines()[0]
+    assert "?market=SE&sessionKey=s&userContext=UNPERSONALIZED " in line
+
+
+def test_a_base_url_keeps_its_path() -> None:
+    seen: list[bytes] = []
+
+    def serve(connection: socket.socket, number: int) -> None:
+        seen.append(read_request(connection))
+        connection.sendall(NO_CONTENT)
+
+    with wire(serve) as server:
+        client(server.url + "/proxy").notify(SESSION)
+    assert seen[0].startswith(b"POST /proxy/api/v2/notifications/end?")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.text(min_size=1))
+def test_any_market_and_key_arrive_intact(market: str, key: str) -> None:
+    key = key.encode("utf-8", "ignore").decode() or "k"
+    query = query_of(Session(market, key, key), "web-v2")
+    assert query.isascii()
+    assert not set(query) & set(" \r\n#")
+    assert parse_qsl(query, strict_parsing=True) == [
+        ("esales.market", market),
+        ("esales.customerKey", key),
+        ("esales.sessionKey", key),
+    ]
+
+
+# -- what comes of an answer -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        ("200 OK", "delivered"),
+        ("204 No Content", "delivered"),
+        ("400 Bad Request", "rejected"),
+        ("403 Forbidden", "rejected"),
+        ("404 Not Found", "rejected"),
+        ("408 Request Timeout", "unavailable"),
+        ("429 Too Many Requests", "unavailable"),
+        ("500 Internal Server Error", "unavailable"),
+        ("502 Bad Gateway", "unavailable"),
+        ("503 Service Unavailable", "unavailable"),
+        ("301 Moved Permanently", "unavailable"),
+        ("302 Found", "unavailable"),
+        ("307 Temporary Redirect", "unavailable"),
+    ],
+)
+def test_outcome_of_a_status(status: str, kind: str) -> None:
+    outcome = after(http(status, b"", "Location: http://127.0.0.1:9/elsewhere"))
+    assert (outcome.kind, outcome.status) == (kind, int(status[:3]))
+
+
+def test_a_success_with_a_body_is_a_success_and_its_connection_is_used_again() -> None:
+    with wire(answering(http("200 OK", b"thank you"), NO_CONTENT)) as server:
+        elevate = client(server.url)
+        assert elevate.notify(SESSION).kind == "delivered"
+        assert elevate.notify(SESSION).kind == "delivered"
+        assert server.connections == 1
+
+
+def test_a_redirect_is_not_followed() -> None:
+    with wire(answering(NO_CONTENT)) as elsewhere:
+        outcome = after(http("307 Temporary Redirect", b"", f"Location: {elsewhere.url}/x"))
+        assert outcome.kind == "unavailable"
+        assert elsewhere.connections == 0
+
+
+def test_the_reason_is_at_most_1_kb_and_holds_no_key() -> None:
+    upper = SESSION.session_key.upper()
+    body = f"no session {upper} of {SESSION.customer_key} ".encode() + b"\xff" + b"x" * 100_000
+    outcome = after(http("400 Bad Request", body))
+    assert outcome.reason.startswith("no session *** of *** \ufffdxxx")
+    assert len(outcome.reason.encode()) <= 1024
+
+
+@given(st.integers(min_value=0, max_value=8192), st.booleans())
+def test_a_key_that_is_cut_by_the_limit_is_still_masked(offset: int, escaped: bool) -> None:
+    session = Session("UK", "sess-ion/ü-key" * 5, "cust omer&key" * 5)
+    key = query_of(session, "storefront-v3").split("=")[-1] if escaped else session.session_key
+    body = (b"-" * offset + key.encode() * 300)[:8192]
+    reason = _mask(body, session)
+    assert "sess-ion" not in reason
+    assert len(reason.encode()) <= 1024
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("7", 7),
+        ("0", 0),
+        ("999999999", RETRY_AFTER_LIMIT),
+        ("-5", None),
+        ("soon", None),
+        ("1e9", None),
+        ("", None),
+        ("²", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", RETRY_AFTER_LIMIT),
+        ("Fri, 99 Dec 2026 23:59:59 GMT", None),
+    ],
+)
+def test_retry_after_is_honoured_within_bounds(header: str, seconds: int | None) -> None:
+    answer = http("503 Service Unavailable").replace(
+        b"Content-Length: 0", b"Content-Length: 0\r\nRetry-After: " + header.encode()
+    )
+    assert after(answer).retry_after == seconds
+
+
+def test_retry_after_may_be_a_date() -> None:
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)
+    date = email.utils.format_datetime(soon, usegmt=True)
+    outcome = after(http("503 Service Unavailable", b"", f"Retry-After: {date}"))
+    assert outcome.retry_after in range(50, 61)
+
+
+# -- what comes of no answer -------------------------------------------------------------------
+
+
+def never(connection: socket.socket, number: int) -> None:
+    while read_request(connection):
+        pass
+
+
+def drip(data: Iterator[bytes]) -> Callable[[socket.socket, int], None]:
+    """Send a byte now and then: each arrives in time, the whole never does."""
+
+    def serve(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        left = threading.Event()
+        for piece in data:
+            connection.sendall(piece)
+            left.wait(0.02)
+
+    return serve
+
+
+def endless(piece: bytes) -> Iterator[bytes]:
+    while True:
+        yield piece
+
+
+@pytest.mark.parametrize(
+    "serve",
+    [
+        never,
+        drip(endless(b"H")),
+        drip(iter([b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 90])),
+        drip(endless(b"HTTP/1.1 100 Continue\r\n\r\n")),
+        drip(iter([b"HTTP/1.1 500 Oh\r\nContent-Length: 9999\r\n\r\n", *[b"x"] * 9999])),
+    ],
+    ids=["hang", "endless status", "slow headers", "endless continue", "slow body"],
+)
+def test_an_answer_that_does_not_end_in_time_is_a_time_out(
+    serve: Callable[[socket.socket, int], None],
+) -> None:
+    with wire(serve) as server:
+        started = time.monotonic()
+        outcome = client(server.url).notify(SESSION)
+        assert outcome.kind == "unavailable"
+        assert outcome.reason.startswith("ReadTimeoutError")
+        # The bound is the read time-out for the whole answer; the rest is the machine's.
+        assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x00\xff\x13garbage",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/9.9 204 No\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000,
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000,
+        b"HTTP/1.1 500 Oh\r\nContent-Length: 10\r\n\r\nhalf",
+        b"HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 20",
+        b"",
+    ],
+)
+def test_what_is_not_an_answer_is_unavailable(answer: bytes) -> None:
+    outcome = after(answer)
+    assert outcome.kind == "unavailable"
+    assert SESSION.session_key not in outcome.reason
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_in_the_world_raise(answer: bytes) -> None:
+    after(answer, read_timeout=0.05)
+    after(b"HTTP/1.1 400 Bad\r\n" + answer, read_timeout=0.05)
+
+
+def test_refused_connections_and_unknown_hosts_are_unavailable() -> None:
+    with wire(answering()) as server:
+        server.close()
+        assert client(server.url).notify(SESSION).reason.startswith("NewConnectionError")
+    assert client("http://elevate.invalid").notify(SESSION).kind == "unavailable"
+
+
+def test_a_reset_is_unavailable() -> None:
+    def serve(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        reset(connection)
+
+    with wire(serve) as server:
+        assert client(server.url).notify(SESSION).kind == "unavailable"
+        assert server.connections == 1, "an answer that had begun is not asked for again"
+
+
+# -- the one retry -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [lambda c: c.close(), reset], ids=["closed", "reset"])
+def test_a_connection_that_died_while_pooled_is_replaced_at_once(
+    end: Callable[[socket.socket], None],
+) -> None:
+    def serve(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        connection.sendall(NO_CONTENT)
+        if number == 0:
+            read_request(connection)  # it dies only once the next request is on its way
+            end(connection)
+        else:
+            never(connection, number)
+
+    with wire(serve) as server:
+        elevate = client(server.url)
+        assert elevate.notify(SESSION).kind == "delivered"
+        assert elevate.notify(SESSION).kind == "delivered"
+        assert server.connections == 2
+
+
+def test_a_fresh_connection_that_dies_is_not_retried() -> None:
+    def serve(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+
+    with wire(serve) as server:
+        assert client(server.url).notify(SESSION).kind == "unavailable"
+        assert server.connections == 1
+
+
+def test_a_time_out_on_a_pooled_connection_is_not_retried() -> None:
+    def serve(connection: socket.socket, number: int) -> None:
+        answering(NO_CONTENT)(connection, number)
+        never(connection, number)
+
+    with wire(serve) as server:
+        elevate = client(server.url)
+        assert elevate.notify(SESSION).kind == "delivered"
+        assert elevate.notify(SESSION).kind == "unavailable"
+        assert server.connections == 1
+
+
+def test_a_second_death_is_unavailable() -> None:
+    def serve(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        if number == 0:
+            connection.sendall(NO_CONTENT)
+            read_request(connection)
+
+    with wire(serve) as server:
+        elevate = client(server.url)
+        elevate.notify(SESSION)
+        assert elevate.notify(SESSION).kind == "unavailable"
+        assert server.connections == 2
+
+
+def test_faults_leak_no_connection_of_the_pool() -> None:
+    """With one place in the pool, each fault must give it back."""
+    faults = [http("500 Oh", b"x" * 20_000), b"junk", b"", http("400 Bad", b"why"), NO_CONTENT]
+
+    def serve(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        connection.sendall(faults[number % len(faults)])
+
+    with wire(serve) as server:
+        elevate = client(server.url, concurrency=1)
+        kinds = [elevate.notify(SESSION).kind for _ in range(2 * len(faults))]
+    assert kinds.count("delivered") >= 2
+
+
+# -- the breaker -------------------------------------------------------------------------------
+
+
+def test_after_three_time_outs_nobody_waits_any_more() -> None:
+    with wire(never) as server:
+        elevate = client(server.url, read_timeout=0.05)
+        for _ in range(3):
+            assert elevate.notify(SESSION).sent
+        held_back = elevate.notify(SESSION)
+        assert (held_back.kind, held_back.sent) == ("unavailable", False)
+        assert server.connections == 3
+        assert elevate.breaker.is_open
+
+
+def test_quick_failures_do_not_open_the_breaker() -> None:
+    with wire(answering(http("503 Busy"))) as server:
+        elevate = client(server.url)
+        assert all(elevate.notify(SESSION).sent for _ in range(5))
+
+
+def test_one_caller_probes_after_the_pause_and_its_success_closes_the_breaker() -> None:
+    now = [1000.0]
+    breaker = Breaker(lambda: now[0])
+    for _ in range(3):
+        assert breaker.lets_through()
+        breaker.timed_out()
+    assert not breaker.lets_through()
+    now[0] += 11
+    assert [breaker.lets_through() for _ in range(4)] == [True, False, False, False]
+    breaker.timed_out()
+    assert not breaker.lets_through()
+    now[0] += 11
+    assert breaker.lets_through()
+    breaker.answered()
+    assert all(breaker.lets_through() for _ in range(4))
+
+
+# -- TLS ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a self-signed certificate with its key for localhost."""
+    path = tmp_path_factory.mktemp("tls") / "localhost.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(path), "-out", "/dev/stdout"]
+    made = subprocess.run([*command.split(), *names], check=True, capture_output=True, text=True)
+    path.write_text(path.read_text() + made.stdout)
+    return path
+
+
+def over_tls(certificate: Path, *answers: bytes) -> Callable[[socket.socket, int], None]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    def serve(connection: socket.socket, number: int) -> None:
+        with context.wrap_socket(connection, server_side=True) as secured:
+            answering(*answers)(secured, number)
+
+    return serve
+
+
+def secure_url(server: Wire) -> str:
+    return f"https://localhost:{urlsplit(server.url).port}"
+
+
+def test_a_certificate_that_nobody_vouches_for_is_unavailable(certificate: Path) -> None:
+    with wire(over_tls(certificate, NO_CONTENT)) as server:
+        outcome = client(secure_url(server)).notify(SESSION)
+        assert outcome.kind == "unavailable"
+        assert "SSL" in outcome.reason
+
+
+def test_a_trusted_certificate_is_used_and_a_stale_connection_replaced(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with wire(over_tls(certificate, NO_CONTENT)) as server:
+        elevate = client(secure_url(server), read_timeout=2)
+        assert elevate.notify(SESSION).kind == "delivered"
+        assert elevate.notify(SESSION).kind == "delivered"
+        assert server.connections == 2
+
+
+# -- privacy -----------------------------------------------------------------------------------
+
+
+def test_urllib3_writes_no_key_into_logs(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    after(http("200 OK", b"", "bad header without colon"))
+    after(b"")
+    assert SESSION.session_key not in caplog.text

@@ -1,0 +1,350 @@
+"""The registry on the emulator's DynamoDB: what each condition protects."""
+
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from emulated import Clock
+from sessions.registry import (
+    BATCH,
+    PAGE,
+    Claim,
+    Registry,
+    Row,
+    Settlement,
+    UnreadableRow,
+    parked,
+    shard_of,
+)
+from sessions.session import Activity, Session
+from sessions.settings import LEASE_SECONDS, MAX_SHARDS, Settings
+
+IDLE = 30 * 60
+
+
+@pytest.fixture
+def registry(settings: Settings, clock: Clock) -> Registry:
+    return Registry(settings, clock=clock)
+
+
+def new_session(market: str = "UK") -> Session:
+    return Session(market, str(uuid.uuid4()), str(uuid.uuid4()))
+
+
+def track(registry: Registry, session: Session, clock: Clock, **changes: Any) -> bool:
+    return registry.track(Activity(session, **({"at": int(clock.now)} | changes)))
+
+
+def due(registry: Registry, clock: Clock, *, rejected: bool = False) -> list[Row]:
+    shards = [parked(s) if rejected else s for s in range(MAX_SHARDS)]
+    return [row for shard in shards for row in registry.due(shard, int(clock.now)).rows]
+
+
+def item(dynamodb: Any, settings: Settings, session: Session) -> dict[str, Any]:
+    key = {"sessionKey": {"S": session.session_key}, "market": {"S": session.market}}
+    found: dict[str, Any] = dynamodb.get_item(TableName=settings.table_name, Key=key).get(
+        "Item", {}
+    )
+    return found
+
+
+def state(registry: Registry, session: Session) -> str:
+    (status,) = registry.status(session.session_key)
+    return status.state
+
+
+def claim(registry: Registry, session: Session, clock: Clock) -> Claim:
+    claimed = registry.claim(session, int(clock.now))
+    assert isinstance(claimed, Claim)
+    return claimed
+
+
+# -- track -------------------------------------------------------------------------------------
+
+
+def test_a_tracked_session_is_due_when_it_has_been_quiet(registry: Registry, clock: Clock) -> None:
+    session = new_session()
+    assert track(registry, session, clock, interactive=True)
+    clock.turn(IDLE - 1)
+    assert due(registry, clock) == []
+    clock.turn(1)
+    (row,) = due(registry, clock)
+    assert row.session == session
+    assert (row.due_at, row.attempts, row.interactive) == (int(clock.now), 0, True)
+
+
+def test_activity_within_the_slack_is_not_written(
+    registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
+) -> None:
+    session = new_session()
+    track(registry, session, clock)
+    before = item(dynamodb, settings, session)
+    clock.turn(settings.slack)
+    assert track(registry, session, clock)
+    assert item(dynamodb, settings, session) == before
+    clock.turn(1)
+    assert track(registry, session, clock)
+    assert item(dynamodb, settings, session)["activeAt"]["N"] == str(int(clock.now))
+
+
+def test_sign_in_replaces_the_customer_key_at_once(registry: Registry, clock: Clock) -> None:
+    before = new_session()
+    after = replace(before, customer_key=str(uuid.uuid4()))
+    track(registry, before, clock)
+    assert track(registry, after, clock)
+    clock.turn(IDLE)
+    (row,) = due(registry, clock)
+    assert row.session == after
+
+
+def test_older_news_changes_nothing_but_may_know_of_a_click(
+    registry: Registry, clock: Clock
+) -> None:
+    session = new_session()
+    track(registry, session, clock, interactive=False)
+    older = replace(session, customer_key=str(uuid.uuid4()))
+    assert track(registry, older, clock, at=int(clock.now) - 100, interactive=True)
+    clock.turn(IDLE)
+    (row,) = due(registry, clock)
+    assert (row.session, row.interactive) == (session, True)
+
+
+def test_interactive_is_never_taken_back(registry: Registry, clock: Clock) -> None:
+    session = new_session()
+    track(registry, session, clock)
+    for known in (True, False, None):
+        clock.turn(100)
+        track(registry, session, clock, interactive=known)
+    clock.turn(IDLE)
+    assert [row.interactive for row in due(registry, clock)] == [True]
+
+
+def test_a_session_is_known_by_market(registry: Registry, clock: Clock) -> None:
+    session = new_session()
+    track(registry, session, clock)
+    track(registry, replace(session, market="SE"), clock)
+    assert {s.market for s in registry.status(session.session_key)} == {"UK", "SE"}
+
+
+def test_a_user_context_and_no_customer_key(registry: Registry, clock: Clock) -> None:
+    session = Session("Sverige & Norge/ü", "s/ü", None, "UNPERSONALIZED")
+    track(registry, replace(session, customer_key="c", user_context=None), clock)
+    track(registry, session, clock)
+    clock.turn(IDLE)
+    assert [row.session for row in due(registry, clock)] == [session]
+
+
+# -- claim, settle -----------------------------------------------------------------------------
+
+
+def test_only_one_gets_the_lease_and_the_wish_of_the_other_is_kept(
+    registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
+) -> None:
+    session = new_session()
+    track(registry, session, clock)
+    clock.turn(IDLE)
+    assert len(registry.claim_due(due(registry, clock))) == 1
+    assert registry.claim(session, int(clock.now)) == "in flight"
+    assert "requestedAt" in item(dynamodb, settings, session)
+    assert registry.claim_due(due(registry, clock)) == []
+    assert state(registry, session) == "ending"
+
+
+def test_a_lease_runs_out(registry: Registry, clock: Clock) -> None:
+    """The owner crashed: the row is where the next sweep finds it."""
+    session = new_session()
+    claim(registry, session, clock)
+    clock.turn(LEASE_SECONDS)
+    assert registry.claim_due(due(registry, clock)) == []
+    clock.turn(1)
+    assert state(registry, session) == "open"
+    assert len(registry.claim_due(due(registry, clock))) == 1
+
+
+def test_a_lease_that_ran_out_settles_nothing(registry: Registry, clock: Clock) -> None:
+    session = new_session()
+    first = claim(registry, session, clock)
+    clock.turn(LEASE_SECONDS + 1)
+    second = claim(registry, session, clock)
+    registry.settle([(first, Settlement("ended", None, 1, 204))])
+    assert state(registry, session) == "ending"
+    registry.settle([(second, Settlement("rejected", None, 1, 400, "no"))])
+    assert state(registry, session) == "rejected"
+
+
+@pytest.mark.parametrize("final", ["ended", "expired"])
+def test_what_is_over_leaves_a_tombstone_without_personal_data(
+    registry: Registry, clock: Clock, dynamodb: Any, settings: Settings, final: Any
+) -> None:
+    session = new_session()
+    track(registry, session, clock)
+    registry.settle([(claim(registry, session, clock), Settlement(final, None, 1, 204))])
+    assert state(registry, session) == final
+    assert registry.claim(session, int(clock.now)) == "over"
+    assert track(registry, session, clock) is False
+    left = item(dynamodb, settings, session)
+    assert not {"customerKey", "userContext", "dueAt", "sweepShard", "lease"} & set(left)
+    assert int(left["expiresAt"]["N"]) == int(clock.now) + settings.retention
+    clock.turn(IDLE)
+    assert due(registry, clock) == []
+
+
+def test_a_postponed_session_is_due_again_and_remembers(registry: Registry, clock: Clock) -> None:
+    session = new_session()
+    again = int(clock.now) + 40
+    settlement = Settlement("retrying", again, 1, 503, "busy")
+    registry.settle([(claim(registry, session, clock), settlement)])
+    (status,) = registry.status(session.session_key)
+    assert (status.state, status.due_at, status.attempts) == ("retrying", again, 1)
+    assert (status.last_status, status.last_reason) == (503, "busy")
+    assert due(registry, clock) == []
+    clock.turn(40)
+    assert [row.attempts for row in due(registry, clock)] == [1]
+
+
+def test_a_session_tracked_in_flight_keeps_its_newer_due_time(
+    registry: Registry, clock: Clock
+) -> None:
+    session = new_session()
+    track(registry, session, clock)
+    clock.turn(IDLE)
+    (claimed,) = registry.claim_due(due(registry, clock))
+    assert track(registry, session, clock)
+    registry.settle([(claimed, Settlement("retrying", int(clock.now) + 5, 1, 503))])
+    (status,) = registry.status(session.session_key)
+    assert (status.state, status.due_at) == ("open", int(clock.now) + IDLE)
+
+
+def test_a_visitor_who_comes_back_reopens_an_idle_end_but_not_a_sign_out(
+    registry: Registry, clock: Clock
+) -> None:
+    idle, signed_out = new_session(), new_session()
+    track(registry, idle, clock)
+    clock.turn(IDLE)
+    (claimed,) = registry.claim_due(due(registry, clock))
+    later = int(clock.now) + 60
+    registry.settle(
+        [
+            (claimed, Settlement("retrying", later, 1, 503)),
+            (claim(registry, signed_out, clock), Settlement("retrying", later, 1, 503)),
+        ]
+    )
+    clock.turn(100)
+    assert track(registry, idle, clock) is True
+    assert track(registry, signed_out, clock) is False
+    assert [row.session for row in due(registry, clock)] == [signed_out]
+
+
+def test_a_claim_whose_answer_was_lost_is_found_again(
+    settings: Settings, clock: Clock, dynamodb: Any
+) -> None:
+    """The SDK sends the write a second time; its condition must know our own lease."""
+
+    class Twice:
+        def update_item(self, **arguments: Any) -> Any:
+            dynamodb.update_item(**arguments)
+            return dynamodb.update_item(**arguments)
+
+    registry = Registry(settings, Twice(), clock)
+    claimed = registry.claim(new_session(), int(clock.now))
+    assert isinstance(claimed, Claim)
+
+
+def test_a_page_is_claimed_in_batches_and_each_statement_for_itself(
+    registry: Registry, clock: Clock
+) -> None:
+    sessions = [new_session() for _ in range(2 * BATCH + 3)]
+    for session in sessions:
+        track(registry, session, clock)
+    clock.turn(IDLE)
+    rows = due(registry, clock)
+    for session in sessions[::5]:
+        track(registry, session, clock)  # they come back after the index was read
+    claimed = {claim.row.session.session_key for claim in registry.claim_due(rows)}
+    assert claimed == {s.session_key for s in sessions} - {s.session_key for s in sessions[::5]}
+
+
+def test_pages_go_on_where_they_stopped(settings: Settings, clock: Clock) -> None:
+    registry = Registry(replace(settings, shards=1), clock=clock)
+    for _ in range(PAGE + 1):
+        track(registry, new_session(), clock)
+    clock.turn(IDLE)
+    first = registry.due(0, int(clock.now))
+    assert len(first.rows) == PAGE
+    second = registry.due(0, int(clock.now), first.next)
+    assert (len(second.rows), second.next) == (1, None)
+
+
+# -- the rest ----------------------------------------------------------------------------------
+
+
+def test_rejected_sessions_can_be_made_due_again(registry: Registry, clock: Clock) -> None:
+    session = new_session()
+    rejection = Settlement("rejected", None, 1, 400, "unknown market")
+    registry.settle([(claim(registry, session, clock), rejection)])
+    assert due(registry, clock) == []
+    rows = due(registry, clock, rejected=True)
+    assert [row.session for row in rows] == [session]
+    assert registry.retry_rejected(rows, lambda: int(clock.now)) == 1
+    assert registry.retry_rejected(rows, lambda: int(clock.now)) == 0
+    assert [row.session for row in due(registry, clock)] == [session]
+
+
+def test_a_kept_end_is_due_at_once(registry: Registry, clock: Clock) -> None:
+    session = new_session()
+    registry.keep(session, int(clock.now))
+    (row,) = due(registry, clock)
+    assert (row.session, row.requested_at) == (session, int(clock.now))
+    assert track(registry, session, clock) is False
+
+
+def test_expired_rows_are_counted_once(registry: Registry, clock: Clock) -> None:
+    session = new_session()
+    track(registry, session, clock)
+    clock.turn(IDLE)
+    rows = due(registry, clock)
+    assert [row.session for row in registry.expire(rows)] == [session]
+    assert registry.expire(rows) == []
+    assert state(registry, session) == "expired"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"activeAt": None},
+        {"attempts": {"S": "many"}},
+        {"customerKey": {"N": "7"}},
+        {"interactive": {"S": "yes"}},
+    ],
+)
+def test_a_row_that_cannot_be_read_is_left_and_counted(
+    registry: Registry, clock: Clock, dynamodb: Any, settings: Settings, damage: dict[str, Any]
+) -> None:
+    session = new_session()
+    registry.keep(session, int(clock.now))
+    damaged = item(dynamodb, settings, session) | damage
+    damaged = {name: value for name, value in damaged.items() if value is not None}
+    dynamodb.put_item(TableName=settings.table_name, Item=damaged)
+    page = registry.due(shard_of(session.session_key, settings.shards), int(clock.now))
+    assert (page.rows, page.unreadable) == ([], 1)
+    assert item(dynamodb, settings, session) == damaged
+
+
+def test_a_state_of_a_later_version_is_not_touched(
+    registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
+) -> None:
+    session = new_session()
+    registry.keep(session, int(clock.now))
+    future = item(dynamodb, settings, session) | {"state": {"S": "paused"}}
+    dynamodb.put_item(TableName=settings.table_name, Item=future)
+    with pytest.raises(UnreadableRow):
+        registry.claim(session, int(clock.now))
+    assert track(registry, session, clock) is False
+    assert item(dynamodb, settings, session) == future
+
+
+def test_every_shard_is_used_and_stable() -> None:
+    assert {shard_of(str(n), 8) for n in range(200)} == set(range(8))
+    assert shard_of("b106299c-eac0-4f6f-96d2-93e57c255784", 8) == 6

@@ -1,0 +1,68 @@
+"""The environment, and what it must not be able to do."""
+
+import pytest
+
+from sessions.settings import MAX_SHARDS, InvalidSettings, Settings
+
+MINIMAL = {"TABLE_NAME": "table", "ELEVATE_CLUSTER_ID": "w1a2b3c4d"}
+
+
+def test_a_cluster_id_and_a_table_are_enough() -> None:
+    settings = Settings.read(MINIMAL)
+    assert settings.elevate_url == "https://w1a2b3c4d.api.esales.apptus.cloud"
+    assert (settings.dialect, settings.idle, settings.shards) == ("web-v2", 1800, 8)
+    assert (settings.connect_timeout, settings.read_timeout) == (1.0, 3.0)
+    assert settings.markets == ()
+
+
+def test_each_dialect_has_its_documented_host() -> None:
+    settings = Settings.read(MINIMAL | {"ELEVATE_API": "storefront-v3"})
+    assert settings.elevate_url == "https://w1a2b3c4d.elevate-api.cloud"
+
+
+def test_an_empty_variable_means_its_default() -> None:
+    empty = dict.fromkeys(["ELEVATE_API", "SWEEP_SHARDS", "MARKETS", "ELEVATE_BASE_URL"], "")
+    assert Settings.read(MINIMAL | empty) == Settings.read(MINIMAL)
+
+
+def test_markets_are_a_list_whose_names_may_hold_anything() -> None:
+    settings = Settings.read(MINIMAL | {"MARKETS": "UK, Sverige & Norge/ü ,A%2CB,"})
+    assert settings.markets == ("UK", "Sverige & Norge/ü", "A,B")
+
+
+def test_minutes_become_seconds_and_shards_have_a_ceiling() -> None:
+    changed = {"SESSION_IDLE_MINUTES": "1.5", "SWEEP_SHARDS": "1000"}
+    settings = Settings.read(MINIMAL | changed)
+    assert (settings.idle, settings.shards) == (90, MAX_SHARDS)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://elevate.example", "https://elevate.example:8443/proxy/", "http://127.0.0.1:8000"],
+)
+def test_a_base_url_replaces_the_clusters_host(url: str) -> None:
+    settings = Settings.read({"TABLE_NAME": "table", "ELEVATE_BASE_URL": url})
+    assert settings.elevate_url == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"TABLE_NAME": ""}, "TABLE_NAME"),
+        ({"ELEVATE_CLUSTER_ID": ""}, "ELEVATE_CLUSTER_ID"),
+        ({"ELEVATE_API": "web-v1"}, "ELEVATE_API"),
+        ({"SESSION_IDLE_MINUTES": "soon"}, "SESSION_IDLE_MINUTES"),
+        ({"SESSION_IDLE_MINUTES": "0"}, "SESSION_IDLE_MINUTES"),
+        ({"SWEEP_SHARDS": "-1"}, "SWEEP_SHARDS"),
+        ({"ELEVATE_READ_TIMEOUT": "nan"}, "ELEVATE_READ_TIMEOUT"),
+        ({"ELEVATE_BASE_URL": "http://elevate.example"}, "ELEVATE_BASE_URL"),
+        ({"ELEVATE_BASE_URL": "http://127.0.0.1.evil.example"}, "ELEVATE_BASE_URL"),
+        ({"ELEVATE_BASE_URL": "ftp://localhost"}, "ELEVATE_BASE_URL"),
+        ({"ELEVATE_BASE_URL": "https://user@elevate.example"}, "ELEVATE_BASE_URL"),
+        ({"ELEVATE_BASE_URL": "https://elevate.example/?to="}, "ELEVATE_BASE_URL"),
+        ({"ELEVATE_BASE_URL": "elevate.example"}, "ELEVATE_BASE_URL"),
+    ],
+)
+def test_settings_that_cannot_work_name_the_variable(change: dict[str, str], names: str) -> None:
+    with pytest.raises(InvalidSettings, match=names):
+        Settings.read(MINIMAL | change)
