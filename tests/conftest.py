@@ -4,7 +4,7 @@ import os
 
 import hypothesis
 
-pytest_plugins = ["emulated"]
+pytest_plugins = ["emulated", "handlers"]
 
 os.environ["POWERTOOLS_METRICS_NAMESPACE"] = "ElevateSessions"
 os.environ["POWERTOOLS_SERVICE_NAME"] = "tests"

@@ -44,10 +44,8 @@ def due(registry: Registry, clock: Clock, *, rejected: bool = False) -> list[Row
 
 def item(dynamodb: Any, settings: Settings, session: Session) -> dict[str, Any]:
     key = {"sessionKey": {"S": session.session_key}, "market": {"S": session.market}}
-    found: dict[str, Any] = dynamodb.get_item(TableName=settings.table_name, Key=key).get(
-        "Item", {}
-    )
-    return found
+    answer = dynamodb.get_item(TableName=settings.table_name, Key=key)
+    return dict(answer.get("Item", {}))
 
 
 def state(registry: Registry, session: Session) -> str:

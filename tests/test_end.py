@@ -1,0 +1,193 @@
+"""The end function, called with the sample events as API Gateway and EventBridge call it."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from emulated import FakeElevate
+from handler import end, track
+from handler.application import Application
+from handler.bus import EventFailed, InvalidEvent, NotKept
+from handlers import Context, sample, with_body
+from sessions.registry import Registry, connect
+
+pytestmark = pytest.mark.usefixtures("application")
+
+
+def call(event: dict[str, Any]) -> dict[str, Any]:
+    answer = end.handle(event, Context())
+    assert answer is not None
+    return answer
+
+
+def problem(answer: dict[str, Any]) -> Any:
+    assert answer["headers"]["Content-Type"] == "application/problem+json"
+    return json.loads(answer["body"])
+
+
+def test_the_sample_call_is_delivered(elevate: FakeElevate) -> None:
+    answer = call(sample("api_end"))
+    assert (answer["statusCode"], answer["body"]) == (204, "")
+    assert elevate.keys() == ["b106299c-eac0-4f6f-96d2-93e57c255784"]
+
+
+def test_an_unavailable_elevate_answers_202_with_a_place_to_look(elevate: FakeElevate) -> None:
+    elevate.statuses = [503]
+    answer = call(sample("api_end"))
+    assert answer["statusCode"] == 202
+    location = "/sessions/b106299c-eac0-4f6f-96d2-93e57c255784?market=UK"
+    assert answer["headers"]["Location"] == location
+
+
+def test_a_rejection_answers_422(elevate: FakeElevate) -> None:
+    elevate.statuses = [400]
+    answer = call(sample("api_end"))
+    assert answer["statusCode"] == 422
+    assert problem(answer)["elevateStatus"] == 400
+
+
+def test_with_neither_elevate_nor_registry_the_caller_must_come_again(
+    elevate: FakeElevate, nowhere: None
+) -> None:
+    elevate.statuses = [503]
+    answer = call(sample("api_end"))
+    assert answer["statusCode"] == 503
+    assert int(answer["headers"]["Retry-After"]) > 0
+    assert problem(answer)["title"] == "Service Unavailable"
+
+
+def test_with_the_registry_alone_down_elevate_is_notified(
+    elevate: FakeElevate, nowhere: None
+) -> None:
+    assert call(sample("api_end"))["statusCode"] == 204
+    assert len(elevate.received) == 1
+
+
+@pytest.fixture
+def nowhere(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the registry away."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    registry = Registry(application.settings, connect("dynamodb", application.settings))
+    monkeypatch.setattr(application.ending, "_registry", registry)
+
+
+def test_a_base64_body_is_refused() -> None:
+    body = base64.b64encode(b"{}").decode()
+    answer = call(sample("api_end", body=body, isBase64Encoded=True))
+    assert (answer["statusCode"], problem(answer)["errors"][0]["field"]) == (400, "body")
+
+
+@pytest.mark.parametrize(
+    "headers", [None, {}, {"content-type": "application/jsonp"}, {"Content-Type": ""}]
+)
+def test_what_is_not_declared_json_is_refused(headers: Any) -> None:
+    assert call(sample("api_end", headers=headers))["statusCode"] == 415
+
+
+def test_a_charset_does_no_harm() -> None:
+    headers = {"CONTENT-TYPE": "application/json; charset=utf-8"}
+    assert call(sample("api_end", headers=headers))["statusCode"] == 204
+
+
+@pytest.mark.parametrize("body", [None, "", "null", "{", "[]", '{"a":1,"a":1}', "1e999", "\ud800"])
+def test_what_is_no_session_is_refused(body: Any, elevate: FakeElevate) -> None:
+    assert call(sample("api_end", body=body))["statusCode"] == 400
+    assert elevate.received == []
+
+
+def test_16_kb_are_taken_and_a_byte_more_is_not() -> None:
+    body = sample("api_end")["body"]
+    largest = body + " " * (16 * 1024 - len(body))
+    assert call(sample("api_end", body=largest))["statusCode"] == 204
+    assert call(sample("api_end", body=largest + " "))["statusCode"] == 413
+
+
+def test_a_fault_of_ours_is_a_500_that_tells_nothing(
+    application: Application, monkeypatch: pytest.MonkeyPatch, log: Any
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise KeyError("b106299c-eac0-4f6f-96d2-93e57c255784")
+
+    monkeypatch.setattr(application.ending, "end", broken)
+    answer = call(sample("api_end"))
+    assert answer["statusCode"] == 500
+    assert "b106299c" not in answer["body"]
+    (crash,) = [line for line in log() if line.get("message") == "crashed"]
+    assert crash["error"] == "KeyError"
+    assert "b106299c" not in json.dumps(crash)
+
+
+# -- events ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "count"), [("session_ended", 1), ("sessions_ended", 2)])
+def test_the_sample_events_are_delivered(elevate: FakeElevate, name: str, count: int) -> None:
+    end.handle(sample(name), Context())
+    assert len(elevate.received) == count
+
+
+def test_an_event_delivered_twice_ends_once(elevate: FakeElevate) -> None:
+    for _ in range(2):
+        end.handle(sample("session_ended"), Context())
+    assert len(elevate.received) == 1
+
+
+def test_what_is_valid_in_an_event_is_done_and_the_event_becomes_a_dead_letter(
+    elevate: FakeElevate,
+) -> None:
+    event = sample("sessions_ended")
+    event["detail"]["sessions"].append({"market": "UK"})
+    with pytest.raises(InvalidEvent, match="1 of 3"):
+        end.handle(event, Context())
+    assert len(elevate.received) == 2
+
+
+@pytest.mark.parametrize("detail", [None, [], "x", {}, {"sessions": None}, {"sessions": [1, None]}])
+def test_an_event_without_a_session_is_invalid(detail: Any) -> None:
+    with pytest.raises(InvalidEvent):
+        end.handle(sample("session_ended", detail=detail), Context())
+
+
+def test_an_event_of_no_sessions_is_fine(elevate: FakeElevate) -> None:
+    end.handle(sample("session_ended", detail={"sessions": []}), Context())
+    assert elevate.received == []
+
+
+@pytest.mark.parametrize("event", [{}, {"Records": []}, {"detail-type": "Session Ended"}])
+def test_an_event_of_another_shape_is_invalid(event: dict[str, Any]) -> None:
+    with pytest.raises(InvalidEvent):
+        end.handle(event, Context())
+
+
+def test_an_event_that_nothing_took_is_delivered_again(elevate: FakeElevate, nowhere: None) -> None:
+    elevate.statuses = [503]
+    with pytest.raises(NotKept):
+        end.handle(sample("session_ended"), Context())
+
+
+def test_an_unexpected_error_names_no_key(
+    application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ValueError("b106299c-eac0-4f6f-96d2-93e57c255784")
+
+    monkeypatch.setattr(application.ending, "end_all", broken)
+    with pytest.raises(EventFailed, match=r"^ValueError$") as failed:
+        end.handle(sample("session_ended"), Context())
+    assert failed.value.__cause__ is None
+
+
+def test_a_long_event_is_kept_for_the_sweep_when_time_is_short(elevate: FakeElevate) -> None:
+    end.handle(sample("sessions_ended"), Context(seconds=1))
+    assert elevate.received == []
+    answer = track.handle(sample("api_status"), Context())
+    assert answer is not None
+    (state,) = json.loads(answer["body"])["sessions"]
+    assert (state["state"], state["attempts"]) == ("open", 0)
+
+
+def test_a_web_v2_cluster_does_not_know_unpersonalized_visitors() -> None:
+    answer = call(with_body("api_end", userContext="UNPERSONALIZED"))
+    assert [error["field"] for error in problem(answer)["errors"]] == ["userContext"]

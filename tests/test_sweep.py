@@ -1,0 +1,130 @@
+"""The sweep function, called with the sample events as the schedule and the bus call it."""
+
+import json
+import time
+import uuid
+from typing import Any
+
+import pytest
+
+from emulated import FakeElevate
+from handler import sweep
+from handler.application import Application
+from handler.bus import InvalidEvent
+from handlers import Context, sample
+from sessions.session import Activity, Session
+from sessions.settings import MAX_SHARDS
+
+
+def quiet(application: Application, count: int) -> list[str]:
+    """Track sessions whose idle time has just passed; return their keys."""
+    at = int(time.time()) - application.settings.idle - 1
+    keys = [str(uuid.uuid4()) for _ in range(count)]
+    for key in keys:
+        session = Session("UK", key, str(uuid.uuid4()))
+        assert application.ending.track(Activity(session, at))
+    return keys
+
+
+def line(log: Any) -> dict[str, Any]:
+    (swept,) = [written for written in log() if written.get("message") == "sweep"]
+    return dict(swept)
+
+
+@pytest.fixture
+def put(application: Application, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Collect the events that are handed to the bus (on its own wire in tests/stack)."""
+    found: list[dict[str, Any]] = []
+
+    class Bus:
+        def put_events(self, Entries: list[dict[str, Any]]) -> dict[str, Any]:
+            assert len(Entries) <= 10, "EventBridge takes ten at once"
+            found.extend(Entries)
+            return {"FailedEntryCount": 0}
+
+    monkeypatch.setattr("handler.bus._events", Bus)
+    return found
+
+
+def test_the_schedule_ends_what_is_quiet(
+    application: Application, elevate: FakeElevate, log: Any
+) -> None:
+    keys = quiet(application, 30)
+    sweep.handle(sample("scheduled_sweep"), Context())
+    assert sorted(elevate.keys()) == sorted(keys)
+    swept = line(log)
+    assert (swept["due"], swept["delivered"], swept["handed_over"]) == (30, 30, 0)
+    assert swept["correlation_id"] == Context.aws_request_id
+
+
+def test_an_event_sweeps_the_shards_it_names(
+    application: Application, elevate: FakeElevate
+) -> None:
+    quiet(application, 40)
+    sweep.handle(sample("session_sweep"), Context())  # shards 0 to 3 of 8
+    assert 0 < len(elevate.received) < 40
+    sweep.handle(sample("session_sweep", detail={"shards": [4, 5, 6, 7]}), Context())
+    assert len(elevate.received) == 40
+
+
+def test_out_of_time_what_is_left_is_handed_over_one_event_per_shard(
+    application: Application, elevate: FakeElevate, put: list[dict[str, Any]], log: Any
+) -> None:
+    quiet(application, 40)
+    sweep.handle(sample("scheduled_sweep"), Context(seconds=5))
+    details = [json.loads(entry["Detail"]) for entry in put]
+    assert sorted(detail["shards"] for detail in details) == [[n] for n in range(8)]
+    assert {detail["depth"] for detail in details} == {1}
+    assert {entry["DetailType"] for entry in put} == {"Session Sweep"}
+    assert line(log)["handed_over"] == 8
+    for detail in details:
+        sweep.handle(sample("session_sweep", detail=detail), Context())
+    assert len(elevate.received) == 40
+    written = [w for w in log() if w.get("message") == "notification"]
+    assert {w["correlation_id"] for w in written} == {Context.aws_request_id}
+
+
+def test_a_chain_of_hand_overs_ends(application: Application, put: list[dict[str, Any]]) -> None:
+    quiet(application, 3)
+    event = sample("session_sweep", detail={"depth": sweep.MAX_DEPTH})
+    sweep.handle(event, Context(seconds=5))
+    assert put == []
+
+
+def test_a_bus_that_takes_nothing_is_no_failure_of_the_sweep(
+    application: Application, monkeypatch: pytest.MonkeyPatch, log: Any
+) -> None:
+    quiet(application, 3)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    sweep.handle(sample("scheduled_sweep"), Context(seconds=5))
+    assert line(log)["handed_over"] == 0
+
+
+def test_rejected_sessions_are_retried(
+    application: Application, elevate: FakeElevate, log: Any
+) -> None:
+    elevate.statuses = [400]
+    quiet(application, 3)
+    sweep.handle(sample("scheduled_sweep"), Context())
+    sweep.handle(sample("retry_rejected"), Context())
+    assert [w["claimed"] for w in log() if w.get("message") == "sweep"] == [3, 3]
+
+
+@pytest.mark.usefixtures("application")
+@pytest.mark.parametrize(
+    "detail",
+    [
+        None,
+        [],
+        {"shards": []},
+        {"shards": [MAX_SHARDS]},
+        {"shards": [1, 1]},
+        {"shards": ["0"]},
+        {"depth": sweep.MAX_DEPTH + 1},
+        {"retry": "all"},
+        {"unknown": 1},
+    ],
+)
+def test_a_sweep_of_another_shape_is_invalid(detail: Any) -> None:
+    with pytest.raises(InvalidEvent):
+        sweep.handle(sample("session_sweep", detail=detail), Context())

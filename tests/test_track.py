@@ -1,0 +1,96 @@
+"""The track function, called with the sample events as API Gateway and EventBridge call it."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from handler import end, track
+from handler.bus import InvalidEvent, happened_at
+from handlers import Context, sample, with_body
+
+pytestmark = pytest.mark.usefixtures("application")
+
+
+def call(event: dict[str, Any]) -> dict[str, Any]:
+    answer = track.handle(event, Context())
+    assert answer is not None
+    return answer
+
+
+def state() -> dict[str, Any]:
+    (shown,) = json.loads(call(sample("api_status"))["body"])["sessions"]
+    return dict(shown)
+
+
+def test_the_sample_call_is_noted() -> None:
+    assert call(sample("api_track"))["statusCode"] == 204
+    assert state() == {
+        "market": "UK",
+        "state": "open",
+        "dueAt": state()["dueAt"],
+        "attempts": 0,
+        "lastStatus": None,
+        "lastReason": None,
+    }
+    due = time.strptime(state()["dueAt"], "%Y-%m-%dT%H:%M:%SZ")
+    assert due > time.gmtime(time.time() + 29 * 60)
+
+
+def test_an_unknown_session_is_404_and_another_market_too() -> None:
+    assert call(sample("api_status"))["statusCode"] == 404
+    call(sample("api_track"))
+    other = sample("api_status", multiValueQueryStringParameters={"market": ["SE"]})
+    assert call(other)["statusCode"] == 404
+
+
+def test_tracking_a_session_that_is_over_is_a_conflict() -> None:
+    end.handle(sample("api_end"), Context())
+    assert call(sample("api_track"))["statusCode"] == 409
+
+
+def test_the_path_is_decoded() -> None:
+    encoded = sample("api_track")["pathParameters"]["sessionKey"].replace("-", "%2D")
+    assert call(sample("api_track", pathParameters={"sessionKey": encoded}))["statusCode"] == 204
+    assert call(sample("api_status"))["statusCode"] == 200
+
+
+@pytest.mark.parametrize("path", [None, {}, {"sessionKey": ""}, {"sessionKey": "x"}])
+def test_a_path_without_a_key_is_refused(path: Any) -> None:
+    assert call(sample("api_track", pathParameters=path))["statusCode"] == 400
+    assert call(sample("api_status", pathParameters=path))["statusCode"] == 400
+
+
+def test_a_session_key_in_the_body_is_refused() -> None:
+    body = with_body("api_track", sessionKey="b106299c-eac0-4f6f-96d2-93e57c255784")
+    assert call(body)["statusCode"] == 400
+
+
+def test_the_sample_event_is_noted() -> None:
+    track.handle(sample("session_active"), Context())
+    assert state()["state"] == "open"
+
+
+def test_an_event_may_hold_many_and_its_invalid_ones_make_a_dead_letter() -> None:
+    detail = {"sessions": [sample("session_active")["detail"], {"interactive": "no"}]}
+    with pytest.raises(InvalidEvent):
+        track.handle(sample("session_active", detail=detail), Context())
+    assert state()["state"] == "open"
+
+
+def test_a_late_sign_of_life_of_a_session_that_is_over_is_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    end.handle(sample("api_end"), Context())
+    track.handle(sample("session_active"), Context())
+    assert '"TrackedTooLate":[1.0]' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("moment", [None, "soon", 7, "9999-12-31T23:59:59Z"])
+def test_an_event_without_a_usable_time_happened_now(moment: Any) -> None:
+    assert abs(happened_at({"time": moment}) - time.time()) < 5
+
+
+def test_an_event_has_its_own_time() -> None:
+    assert happened_at({"time": "2026-11-23T12:00:00Z"}) == 1_795_435_200
