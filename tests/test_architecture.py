@@ -1,0 +1,88 @@
+"""Arrows point one way: handler → ending → {registry, elevate} → session."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SRC = ROOT / "src"
+
+# What each room may know of the other rooms.
+MAY_IMPORT = {
+    "sessions.settings": set(),
+    "sessions.session": {"sessions.settings"},
+    "sessions.lifetime": {"sessions.settings"},
+    "sessions.elevate": {"sessions.session", "sessions.settings"},
+    "sessions.registry": {"sessions.session", "sessions.settings"},
+    "sessions.telemetry": {"sessions.elevate", "sessions.registry", "sessions.session"},
+    "sessions.ending": {
+        "sessions",
+        "sessions.elevate",
+        "sessions.registry",
+        "sessions.session",
+        "sessions.settings",
+        "sessions.telemetry",
+    },
+}
+# Who alone may talk to whom outside.
+ONLY = {
+    "urllib3": {"sessions.elevate"},
+    "botocore": {"sessions.registry", "handler.bus"},
+    "fastjsonschema": {"sessions.session"},
+}
+NOBODY = {"boto3", "requests", "pydantic", "aws_xray_sdk"}
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in SRC.rglob("*.py")
+    }
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_a_room_knows_only_the_rooms_below_it(name: str) -> None:
+    known = imports(modules()[name])
+    inside = {m for m in known if m.split(".")[0] in {"handler", "sessions"}}
+    if name.startswith("sessions"):
+        assert inside <= MAY_IMPORT.get(name, set())
+    else:
+        entrances = {f"handler.{entrance}" for entrance in ("end", "track", "sweep")}
+        assert not inside & entrances, "entrances do not know each other"
+    outside = {m.split(".")[0] for m in known}
+    assert not outside & NOBODY
+    for library, allowed in ONLY.items():
+        assert library not in outside or name in allowed
+
+
+@pytest.mark.parametrize("entrance", ["end", "track", "sweep"])
+def test_importing_needs_no_environment_and_opens_no_connection(entrance: str) -> None:
+    code = (
+        "import socket\n"
+        "def refuse(*_): raise AssertionError('a connection at import')\n"
+        "socket.socket.connect = refuse\n"
+        f"import handler.{entrance}\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SRC)}, check=True)
+
+
+def test_each_sample_event_is_used_by_a_test() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for path in (ROOT / "events").glob("*.json"):
+        json.loads(path.read_text())
+        assert f'"{path.stem}"' in tests, path.name

@@ -1,0 +1,84 @@
+"""template.yaml against the code: what one promises the other keeps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from registry_table import template
+from sessions.settings import LEASE_SECONDS, MAX_SHARDS, Settings
+
+ROOT = Path(__file__).parent.parent
+RESOURCES: dict[str, Any] = template()["Resources"]
+PARAMETERS: dict[str, Any] = template()["Parameters"]
+FUNCTIONS = {
+    name: resource["Properties"]
+    for name, resource in RESOURCES.items()
+    if resource["Type"] == "AWS::Serverless::Function"
+}
+
+
+def test_the_environment_of_the_template_makes_the_defaults_of_the_settings() -> None:
+    variables: dict[str, str] = template()["Globals"]["Function"]["Environment"]["Variables"]
+    defaults = {
+        name: str(PARAMETERS[value]["Default"])
+        for name, value in variables.items()
+        if value in PARAMETERS
+    }
+    given = {"TABLE_NAME": "t", "EVENT_BUS_NAME": "b", "ELEVATE_CLUSTER_ID": "c"}
+    assert Settings.read(defaults | given) == Settings.read(given)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_lease_outlives_every_invocation(name: str) -> None:
+    assert FUNCTIONS[name]["Timeout"] < LEASE_SECONDS
+
+
+def test_as_many_shards_as_sweeps_ask() -> None:
+    assert PARAMETERS["SweepShards"]["MaxValue"] == MAX_SHARDS
+
+
+def test_each_function_has_its_own_file_role_and_log_group_with_retention() -> None:
+    for of in ("Handler", "Role", "LoggingConfig"):
+        assert len({str(function[of]) for function in FUNCTIONS.values()}) == len(FUNCTIONS) == 3
+    for function in FUNCTIONS.values():
+        module = function["Handler"].rsplit(".", 1)[0].replace(".", "/")
+        assert (ROOT / "src" / f"{module}.py").exists()
+        group = RESOURCES[function["LoggingConfig"]["LogGroup"]]
+        assert group["Properties"]["RetentionInDays"] == "LogRetentionDays"
+
+
+def test_every_way_to_a_function_has_a_dead_letter_queue() -> None:
+    for function in FUNCTIONS.values():
+        assert function["EventInvokeConfig"]["DestinationConfig"]["OnFailure"]["Type"] == "SQS"
+        for event in function["Events"].values():
+            assert "Arn" in event["Properties"]["DeadLetterConfig"]
+
+
+def test_no_policy_allows_everything() -> None:
+    for name, resource in RESOURCES.items():
+        for policy in resource.get("Properties", {}).get("Policies", []):
+            for statement in policy["PolicyDocument"]["Statement"]:
+                assert "*" not in str(statement["Action"]), name
+                assert statement["Resource"] != "*", name
+
+
+def test_parameters_explain_themselves() -> None:
+    for name, parameter in PARAMETERS.items():
+        assert parameter["Description"].endswith("."), name
+        assert "Default" in parameter, name
+
+
+def test_every_parameter_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    missing = [name for name in PARAMETERS if f"`{name}`" not in readme]
+    assert missing == []
+
+
+def test_every_operation_of_the_api_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    api = yaml.safe_load((ROOT / "openapi.yaml").read_text())
+    for path, operations in api["paths"].items():
+        for method in set(operations) & {"get", "put", "post"}:
+            assert f"`{method.upper()} {path}`" in readme
