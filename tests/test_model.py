@@ -1,0 +1,259 @@
+"""A model of all that can happen to sessions: any order of calls, crashes and lost answers.
+
+The real use case runs on the emulator's DynamoDB with a clock that is turned by hand. Elevate is the
+model's: while a notification is in flight it may let other callers in, answer anything, or die.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import hypothesis
+from botocore.exceptions import EndpointConnectionError
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from emulated import Clock
+from in_process_dynamodb import InProcessDynamoDB
+from registry_table import create_table
+from sessions.elevate import Breaker, Elevate, Outcome
+from sessions.ending import ALL_SHARDS, Ending
+from sessions.registry import Registry, RegistryUnavailable
+from sessions.session import Activity, Session
+from sessions.settings import Settings
+from sessions.telemetry import Telemetry
+
+_tables = itertools.count()
+FOREVER = 1e12
+IDLE = 600
+ANSWERS = {
+    "delivered": Outcome("delivered", 204),
+    "rejected": Outcome("rejected", 400, "no"),
+    "unavailable": Outcome("unavailable", 503, "busy"),
+    "told to wait": Outcome("unavailable", 503, "busy", retry_after=900),
+    "held back": Outcome("unavailable", reason="not sent", sent=False),
+}
+
+
+class Crash(BaseException):
+    """The process is killed here."""
+
+
+class Quiet(Telemetry):
+    """Write nothing: the model makes many thousand notifications."""
+
+    def _write(self, level: str, message: str, correlation_id: str, **fields: Any) -> None: ...
+
+
+class Troubled:
+    """DynamoDB, where another process may act before a call, and a call may fail."""
+
+    def __init__(self, model: "Sessions") -> None:
+        self._client = InProcessDynamoDB()
+        self._model = model
+        self._trouble = model.trouble
+
+    def __getattr__(self, operation: str) -> Any:
+        def call(**arguments: Any) -> Any:
+            fault = next(self._trouble, "")
+            if fault == "other":
+                self._model.another_process_acts()
+            _fail(fault, "before")
+            answer = getattr(self._client, operation)(**arguments)
+            _fail(fault, "after")
+            return answer
+
+        return call
+
+
+def _fail(fault: str, when: str) -> None:
+    if fault == f"crash {when}":
+        raise Crash
+    if fault == f"cut {when}":
+        raise EndpointConnectionError(endpoint_url="model")
+
+
+class ModelElevate(Elevate):
+    """Elevate, as the model wants it."""
+
+    def __init__(self, model: "Sessions") -> None:
+        self._model = model
+        self.breaker = Breaker()
+
+    def notify(self, session: Session) -> Outcome:
+        return self._model.notified(session)
+
+
+FAULTS = ("crash before", "crash after", "cut before", "cut after")
+KEYS = st.sampled_from([0, 1])
+# What comes before, or of, each of the next calls to DynamoDB.
+TROUBLE = st.lists(st.sampled_from(("", "", "other", "other", *FAULTS)), max_size=5)
+MINUTES = [0.02, 0.5, 1.5, 1.6, 4, 10, 11, 30]
+
+
+class Sessions(RuleBasedStateMachine):
+    """Whatever happens, an accepted session ends, once, and no living one does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.settings = Settings(
+            table_name=f"model-{next(_tables)}",
+            event_bus_name="",
+            elevate_url="http://127.0.0.1:9",
+            idle=IDLE,
+            session_limit=7200,
+            concurrency=1,
+        )
+        create_table(InProcessDynamoDB(), self.settings.table_name)
+        self.trouble: Iterator[str] = iter(())
+        self.sessions = [Session("UK", f"session {n}", f"customer {n}") for n in range(2)]
+        self.answer = "delivered"
+        self.dies = ""
+        self.others: list[Callable[[], None]] = []
+        self.in_flight: dict[str, float] = {}
+        self.delivered: Counter[str] = Counter()
+        self.excused: Counter[str] = Counter()
+        self.accepted: set[str] = set()
+        self.asked: set[str] = set()
+        self.tracked_at: dict[str, float] = {}
+
+    def run(self, trouble: list[str], use: Callable[[Ending], None]) -> None:
+        """Run one process until it is done, or killed."""
+        outer, self.trouble = self.trouble, iter(trouble)
+        if any(fault in FAULTS for fault in trouble):
+            # A settle that is lost may cost one notification more.
+            for session in self.sessions:
+                self.excused[session.session_key] += 1
+        registry = Registry(self.settings, Troubled(self), self.clock)
+        ending = Ending(self.settings, registry, ModelElevate(self), Quiet(), self.clock)
+        with suppress(Crash, RegistryUnavailable):
+            use(ending)
+        self.trouble = outer
+
+    def another_process_acts(self) -> None:
+        if self.others:
+            self.others.pop(0)()
+
+    def notified(self, session: Session) -> Outcome:
+        key = session.session_key
+        assert key not in self.in_flight, "two notifications in flight"
+        if key not in self.asked:
+            quiet = self.clock.now - self.tracked_at.get(key, 0)
+            assert quiet >= IDLE - self.settings.slack, "a living session is ended"
+        dies, self.dies = self.dies, ""
+        if dies == "before":
+            raise Crash
+        self.in_flight[key] = self.clock.now
+        self.another_process_acts()
+        del self.in_flight[key]
+        outcome = ANSWERS[self.answer]
+        if outcome.kind == "delivered":
+            self.delivered[key] += 1
+        if dies == "after":
+            self.excused[key] += 1
+            raise Crash
+        return outcome
+
+    # -- what can happen -------------------------------------------------------------------
+
+    @rule(number=KEYS, trouble=TROUBLE, interactive=st.sampled_from([True, False, None]))
+    def track(self, number: int, trouble: list[str], interactive: bool | None) -> None:
+        session = self.sessions[number]
+
+        def use(ending: Ending) -> None:
+            if ending.track(Activity(session, int(self.clock.now), interactive)):
+                self.accepted.add(session.session_key)
+                self.tracked_at[session.session_key] = self.clock.now
+
+        self.run(trouble, use)
+
+    @rule(number=KEYS, trouble=TROUBLE, late=st.integers(min_value=0, max_value=3 * IDLE))
+    def end(self, number: int, trouble: list[str], late: int) -> None:
+        session = self.sessions[number]
+        self.asked.add(session.session_key)
+
+        def use(ending: Ending) -> None:
+            result = ending.end(session, int(self.clock.now) - late, "api", "").result
+            if result in ("delivered", "kept", "over", "rejected") and not any(trouble):
+                self.accepted.add(session.session_key)
+
+        self.run(trouble, use)
+
+    @rule(trouble=TROUBLE)
+    def sweep(self, trouble: list[str]) -> None:
+        self.run(trouble, lambda ending: ending.sweep(ALL_SHARDS, FOREVER, "") and None)
+
+    @rule(trouble=TROUBLE)
+    def retry_rejected(self, trouble: list[str]) -> None:
+        self.run(trouble, lambda e: e.retry_rejected(None, ALL_SHARDS, FOREVER) and None)
+
+    @rule(minutes=st.sampled_from(MINUTES))
+    def time_passes(self, minutes: float) -> None:
+        self.clock.turn(int(60 * minutes))
+
+    @rule(answer=st.sampled_from(sorted(ANSWERS)))
+    def elevate_changes(self, answer: str) -> None:
+        self.answer = answer
+
+    @rule(when=st.sampled_from(["before", "after"]))
+    def the_next_notification_is_the_last_of_its_process(self, when: str) -> None:
+        self.dies = when
+
+    @rule(number=KEYS, what=st.sampled_from(["track", "end", "sweep"]))
+    def another_process_stands_by(self, number: int, what: str) -> None:
+        """It acts between two steps of a process to come: a second Lambda, a second tick."""
+        act: dict[str, Callable[[], None]] = {
+            "track": lambda: self.track(number, [], None),  # type: ignore[call-arg, arg-type]
+            "end": lambda: self.end(number, [], 0),  # type: ignore[call-arg, arg-type]
+            "sweep": lambda: self.sweep([]),  # type: ignore[call-arg, arg-type]
+        }
+        self.others.append(act[what])
+
+    # -- what must hold --------------------------------------------------------------------
+
+    def rows(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = InProcessDynamoDB().scan(TableName=self.settings.table_name)[
+            "Items"
+        ]
+        return found
+
+    @invariant()
+    def every_row_leads_somewhere(self) -> None:
+        for row in self.rows():
+            state = row["state"]["S"]
+            if state == "ended":
+                assert self.delivered[row["sessionKey"]["S"]] > 0, "ended without being told"
+            if state in ("ended", "expired"):
+                assert "dueAt" not in row
+                assert "expiresAt" in row
+            elif state == "rejected":
+                assert int(row["sweepShard"]["N"]) < 0
+            else:
+                assert state in ("open", "retrying")
+                assert int(row["sweepShard"]["N"]) in ALL_SHARDS
+                assert "dueAt" in row
+                assert "expiresAt" not in row
+
+    @invariant()
+    def nothing_is_sent_twice_without_a_crash(self) -> None:
+        for key, times in self.delivered.items():
+            assert times <= 1 + self.excused[key]
+
+    def teardown(self) -> None:
+        """In the end Elevate is well, and time passes: then nothing may be left."""
+        self.answer, self.dies, self.others = "delivered", "", []
+        self.run([], lambda ending: ending.retry_rejected(None, ALL_SHARDS, FOREVER) and None)
+        for _ in range(6):
+            self.clock.turn(3 * IDLE)
+            self.run([], lambda ending: ending.sweep(ALL_SHARDS, FOREVER, "") and None)
+        states = {row["sessionKey"]["S"]: row["state"]["S"] for row in self.rows()}
+        assert self.accepted <= set(states), "an accepted session was forgotten"
+        assert set(states.values()) <= {"ended", "expired"}
+        InProcessDynamoDB().delete_table(TableName=self.settings.table_name)
+
+
+TestSessions = Sessions.TestCase
+TestSessions.settings = hypothesis.settings(max_examples=200, stateful_step_count=40, deadline=None)
