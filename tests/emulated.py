@@ -145,10 +145,10 @@ def log() -> Iterator[Callable[[], list[dict[str, Any]]]]:
     handler = Logger(location=None).registered_handler
     assert isinstance(handler, logging.StreamHandler)
     written = io.StringIO()
-    before = handler.setStream(written)
+    # Not setStream(): it would flush the stream of an earlier test, which is closed by now.
+    handler.stream = written
     yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
-    if before:
-        handler.setStream(before)
+    handler.stream = sys.stdout
 
 
 _tables = itertools.count()

@@ -1,0 +1,496 @@
+"""The fault table of docs/operations.md, row by row and on real wires.
+
+For each fault: what the caller gets, what the registry holds, which metric moves.
+"""
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emulated import Clock, FakeElevate
+from faulty_dynamodb import Drop, FaultyDynamoDB, faulty_dynamodb
+from handler import end
+from handler.application import application as build
+from handlers import Context, forget, sample
+from sessions.elevate import Elevate
+from sessions.ending import ALL_SHARDS, Ending
+from sessions.registry import Registry, RegistryUnavailable
+from sessions.session import Activity, Session
+from sessions.settings import LEASE_SECONDS, Settings
+from wire import read_request, reset, wire
+
+ROOT = Path(__file__).parent.parent
+FOREVER = 1e12
+KEY = sample("session_ended")["detail"]["sessionKey"]
+
+
+def answer(status: str, *headers: str, body: bytes = b"") -> Callable[[socket.socket, int], None]:
+    head = "\r\n".join([f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers])
+
+    def serve(connection: socket.socket, number: int) -> None:
+        while read_request(connection):
+            connection.sendall(head.encode() + b"\r\n\r\n" + body)
+
+    return serve
+
+
+def raw(*pieces: bytes, end_with: Callable[[socket.socket], None] = socket.socket.close) -> Any:
+    def serve(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        for piece in pieces:
+            connection.sendall(piece)
+        end_with(connection)
+
+    return serve
+
+
+def silent(connection: socket.socket, number: int) -> None:
+    while read_request(connection):
+        pass
+
+
+def late(connection: socket.socket, number: int) -> None:
+    """Answer as it should be, but after the time-out."""
+    read_request(connection)
+    connection.settimeout(2)
+    connection.recv(1)  # returns when the client has given up
+    connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+
+def endless(connection: socket.socket, number: int) -> None:
+    read_request(connection)
+    for piece in itertools.chain([b"HTTP/1.1 200 OK\r\n"], itertools.repeat(b"x: y\r\n" * 500)):
+        connection.sendall(piece)
+
+
+def endless_body(connection: socket.socket, number: int) -> None:
+    read_request(connection)
+    head = b"HTTP/1.1 500 Oh\r\nContent-Length: 999999999\r\n\r\n"
+    for piece in itertools.chain([head], itertools.repeat(b"x" * 4096)):
+        connection.sendall(piece)
+
+
+KEPT = (202, "retrying", "Unavailable")
+REJECTED = (422, "rejected", "Rejected")
+DELIVERED = (204, "ended", "Delivered")
+
+# The name of the row in docs/operations.md, how Elevate behaves, and what comes of it.
+ELEVATE: dict[str, tuple[Any, tuple[int, str, str]]] = {
+    "refuses connections": (None, KEPT),
+    "accepts and never answers": (silent, KEPT),
+    "answers slower than the time-out": (late, KEPT),
+    "resets mid-answer": (raw(b"HTTP/1.1 204", end_with=reset), KEPT),
+    "500": (answer("500 Internal Server Error"), KEPT),
+    "502": (answer("502 Bad Gateway"), KEPT),
+    "503": (answer("503 Service Unavailable"), KEPT),
+    "503 with Retry-After": (answer("503 Service Unavailable", "Retry-After: 60"), KEPT),
+    "429": (answer("429 Too Many Requests", "Retry-After: 999999999"), KEPT),
+    "400": (answer("400 Bad Request", body=b"unknown market"), REJECTED),
+    "403": (answer("403 Forbidden"), REJECTED),
+    "404": (answer("404 Not Found"), REJECTED),
+    "301": (answer("301 Moved Permanently", "Location: http://127.0.0.1:9/"), KEPT),
+    "302": (answer("302 Found", "Location: http://127.0.0.1:9/"), KEPT),
+    "200 with a body": (answer("200 OK", body=b"thanks"), DELIVERED),
+    "garbage bytes": (raw(b"\x16\x03\x01\xff garbage\r\n"), KEPT),
+    "endless header": (endless, KEPT),
+    "endless body": (endless_body, KEPT),
+}
+
+
+@pytest.fixture
+def at_elevate(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], None]]:
+    """Return what points the functions at an Elevate."""
+
+    def point(url: str) -> None:
+        monkeypatch.setenv("TABLE_NAME", settings.table_name)
+        monkeypatch.setenv("ELEVATE_BASE_URL", url)
+        monkeypatch.setenv("ELEVATE_READ_TIMEOUT", "0.4")
+        monkeypatch.setenv("ELEVATE_CONNECT_TIMEOUT", "0.4")
+        forget()
+
+    yield point
+    forget()
+
+
+def end_one() -> int:
+    got = end.handle(sample("api_end"), Context())
+    assert got is not None
+    assert KEY not in got["body"]
+    return int(got["statusCode"])
+
+
+def state() -> str:
+    (status,) = build().ending.status(KEY)
+    return status.state
+
+
+def metrics(output: str) -> set[str]:
+    """Return the names of the metrics that moved."""
+    blobs = [json.loads(line) for line in output.splitlines() if '"_aws"' in line]
+    (names,) = [{m["Name"] for m in b["_aws"]["CloudWatchMetrics"][0]["Metrics"]} for b in blobs]
+    return set(names)
+
+
+@pytest.mark.parametrize("fault", ELEVATE)
+def test_elevate(
+    fault: str, at_elevate: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve, (status, row, metric) = ELEVATE[fault]
+    with wire(serve or silent) as server:
+        if serve is None:
+            server.close()
+        at_elevate(server.url)
+        assert end_one() == status
+    assert state() == row
+    assert metric in metrics(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("fault", "url"),
+    [
+        ("DNS failure", "https://elevate.invalid"),
+        ("bad TLS certificate", "https://localhost:{port}"),
+    ],
+)
+def test_elevate_cannot_be_trusted_or_found(
+    fault: str, url: str, at_elevate: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with wire(raw(b"this is no TLS")) as server:
+        at_elevate(url.format(port=server.url.rsplit(":", 1)[1]))
+        assert end_one() == 202
+    assert state() == "retrying"
+    assert "Unavailable" in metrics(capsys.readouterr().out)
+
+
+def test_a_pooled_connection_closed_while_the_function_was_frozen(
+    at_elevate: Callable[[str], None],
+) -> None:
+    with wire(raw(b"HTTP/1.1 204 No Content\r\n\r\n")) as server:
+        at_elevate(server.url)
+        assert end_one() == 204
+        event = sample("api_end")
+        event["body"] = event["body"].replace(KEY, str(uuid.uuid4()))
+        again = end.handle(event, Context())
+        assert again is not None
+        assert again["statusCode"] == 204
+        assert server.connections == 2
+
+
+def test_after_a_few_time_outs_the_api_does_not_wait_again(
+    at_elevate: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def one() -> float:
+        event = sample("api_end")
+        event["body"] = event["body"].replace(KEY, str(uuid.uuid4()))
+        started = time.monotonic()
+        got = end.handle(event, Context())
+        assert got is not None
+        assert got["statusCode"] == 202
+        return time.monotonic() - started
+
+    with wire(silent) as server:
+        at_elevate(server.url)
+        waited = [one() for _ in range(3)]
+        held_back = min(one() for _ in range(3))
+    assert min(waited) >= 0.4
+    assert held_back < 0.1
+    assert server.connections == 3
+    assert "HeldBack" in capsys.readouterr().out
+
+
+def test_a_hanging_elevate_ends_a_sweep_after_its_first_small_wave(
+    settings: Settings, clock: Clock
+) -> None:
+    with wire(silent) as server:
+        hanging = replace(settings, elevate_url=server.url, read_timeout=0.2)
+        ending = Ending(hanging, Registry(hanging, clock=clock), Elevate(hanging), clock=clock)
+        for _ in range(60):
+            session = Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
+            ending.track(Activity(session, int(clock.now)))
+        clock.turn(settings.idle)
+        report = ending.sweep(ALL_SHARDS, FOREVER, "tick")
+        assert report.stopped == "elevate"
+        assert report.due == 25
+        assert server.connections <= settings.concurrency
+
+
+# -- DynamoDB ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dynamo(aws: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyDynamoDB]:
+    with faulty_dynamodb(aws) as faulty:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.url)
+        yield faulty
+
+
+@pytest.fixture
+def ending(settings: Settings, dynamo: FaultyDynamoDB, clock: Clock) -> Ending:
+    """Return an application whose DynamoDB may fail; its faults are in the log."""
+    ending = Ending(settings, elevate=Elevate(settings), clock=clock)
+    ending._registry._clock = clock
+    return ending
+
+
+def new_session() -> Session:
+    return Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
+
+
+def tracked(ending: Ending, clock: Clock, count: int) -> list[Session]:
+    sessions = [new_session() for _ in range(count)]
+    for session in sessions:
+        ending.track(Activity(session, int(clock.now)))
+    return sessions
+
+
+def test_a_throttled_call_is_tried_again(
+    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+) -> None:
+    dynamo.throttles = 2
+    assert ending.end(new_session(), int(clock.now), "api", "").result == "delivered"
+
+
+def test_a_call_that_stays_throttled_or_slow_does_not_keep_elevate_waiting(
+    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate, log: Any
+) -> None:
+    dynamo.throttles = 1000
+    assert ending.end(new_session(), int(clock.now), "api", "").result == "delivered"
+    elevate.statuses = [503]
+    assert ending.end(new_session(), int(clock.now), "api", "").result == "lost"
+    assert {line["operation"] for line in log() if line["message"] == "registry failed"} == {
+        "claim"
+    }
+
+
+def test_a_slow_registry_is_given_up(
+    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+) -> None:
+    def slow(operation: str) -> None:
+        time.sleep(2.2)  # the fault itself: longer than the SDK's read time-out
+
+    dynamo.before = slow
+    started = time.monotonic()
+    assert ending.end(new_session(), int(clock.now), "api", "").result == "delivered"
+    assert time.monotonic() - started < 15
+
+
+def test_throttled_statements_are_tried_again(
+    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+) -> None:
+    tracked(ending, clock, 30)
+    clock.turn(1800)
+    rejections = iter(["ThrottlingError", "ProvisionedThroughputExceeded"] * 4)
+    dynamo.statement_errors = lambda statements: {
+        n: code
+        for n, code in zip(range(len(statements)), itertools.islice(rejections, 1), strict=False)
+    }
+    assert ending.sweep(ALL_SHARDS, FOREVER, "tick").delivered == 30
+
+
+@pytest.mark.parametrize("code", ["ThrottlingError", "ValidationError"])
+def test_statements_that_fail_for_good_leave_their_rows_due(
+    ending: Ending,
+    dynamo: FaultyDynamoDB,
+    clock: Clock,
+    elevate: FakeElevate,
+    log: Any,
+    code: str,
+) -> None:
+    tracked(ending, clock, 12)
+    clock.turn(1800)
+    dynamo.statement_errors = lambda statements: {0: code}
+    first = ending.sweep(ALL_SHARDS, FOREVER, "tick")
+    assert first.delivered < 12
+    assert any(line["message"] == "registry failed" for line in log())
+    dynamo.statement_errors = lambda statements: {}
+    clock.turn(LEASE_SECONDS + 1)
+    ending.sweep(ALL_SHARDS, FOREVER, "tick")
+    assert len(set(elevate.keys())) == 12
+
+
+def test_a_batch_that_fails_as_a_whole_leaves_its_rows_due(
+    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+) -> None:
+    tracked(ending, clock, 5)
+    clock.turn(1800)
+
+    def drop(operation: str) -> None:
+        if operation == "BatchExecuteStatement":
+            raise Drop
+
+    dynamo.before = drop
+    report = ending.sweep(ALL_SHARDS, FOREVER, "tick")
+    assert (report.delivered, report.failed, report.stopped) == (0, 5, "registry")
+    dynamo.before = lambda operation: None
+    assert ending.sweep(ALL_SHARDS, FOREVER, "tick").delivered == 5
+
+
+def test_a_lost_answer_to_a_claim_does_not_lose_the_claim(
+    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+) -> None:
+    lose = iter([True])
+
+    def drop(operation: str) -> None:
+        if next(lose, False):
+            raise Drop
+
+    dynamo.after = drop
+    session = new_session()
+    assert ending.end(session, int(clock.now), "api", "").result == "delivered"
+    assert elevate.keys() == [session.session_key]
+    assert dynamo.calls[:2] == ["UpdateItem", "UpdateItem"]
+
+
+def test_a_lost_answer_to_a_settlement_changes_nothing(
+    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+) -> None:
+    lose = iter([False, True])
+
+    def drop(operation: str) -> None:
+        if next(lose, False):
+            raise Drop
+
+    dynamo.after = drop
+    session = new_session()
+    assert ending.end(session, int(clock.now), "api", "").result == "delivered"
+    (status,) = ending.status(session.session_key)
+    assert status.state == "ended"
+
+
+def test_a_registry_that_fails_while_tracking_is_told_to_the_caller(
+    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock
+) -> None:
+    dynamo.throttles = 1000
+    with pytest.raises(RegistryUnavailable, match="ThrottlingException"):
+        tracked(ending, clock, 1)
+
+
+# -- Lambda ------------------------------------------------------------------------------------
+
+VICTIM = """
+from handler import end, sweep
+from handlers import Context, sample
+function, event = {"end": (end, "api_end"), "sweep": (sweep, "scheduled_sweep")}[NAME]
+function.handle(sample(event), Context())
+"""
+
+
+@pytest.fixture
+def victim(settings: Settings, dynamo: FaultyDynamoDB, elevate: FakeElevate) -> Iterator[Any]:
+    """Return what starts a function in a process of its own, to be killed."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str) -> "subprocess.Popen[bytes]":
+        environment = os.environ | {
+            "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}",
+            "TABLE_NAME": settings.table_name,
+            "EVENT_BUS_NAME": "default",
+            "ELEVATE_BASE_URL": elevate.url,
+            "AWS_ENDPOINT_URL": dynamo.url,
+        }
+        code = f"NAME = {name!r}{VICTIM}"
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def kill_at(
+    operation: str, after: bool, dynamo: FaultyDynamoDB, process: Callable[[], Any], nth: int = 1
+) -> None:
+    count = itertools.count(1)
+
+    def kill(seen: str) -> None:
+        if seen == operation and next(count) == nth:
+            os.kill(process().pid, signal.SIGKILL)
+            raise Drop
+
+    if after:
+        dynamo.after = kill
+    else:
+        dynamo.before = kill
+
+
+@pytest.mark.parametrize(
+    ("operation", "after", "sent", "sent_in_all"),
+    [
+        ("UpdateItem", False, 0, 0),  # nothing was accepted, and nobody was told so
+        ("UpdateItem", True, 0, 1),  # claimed, not notified
+        ("BatchExecuteStatement", False, 1, 2),  # notified, not settled: the one duplicate
+        ("BatchExecuteStatement", True, 1, 1),  # settled
+    ],
+    ids=["before claim", "between claim and notify", "between notify and settle", "after settle"],
+)
+def test_a_function_killed_between_two_steps(
+    settings: Settings,
+    dynamo: FaultyDynamoDB,
+    elevate: FakeElevate,
+    victim: Any,
+    operation: str,
+    after: bool,
+    sent: int,
+    sent_in_all: int,
+) -> None:
+    processes: list[Any] = []
+    kill_at(operation, after, dynamo, lambda: processes[0])
+    processes.append(victim("end"))
+    assert processes[0].wait(30) == -signal.SIGKILL
+    assert len(elevate.received) == sent
+    later = Clock(time.time())
+    survivor = Ending(settings, Registry(settings, clock=later), Elevate(settings), clock=later)
+    survivor.sweep(ALL_SHARDS, FOREVER, "tick")
+    assert len(elevate.received) == sent, "the lease still holds"
+    later.turn(LEASE_SECONDS + 1)
+    survivor.sweep(ALL_SHARDS, FOREVER, "tick")
+    assert len(elevate.received) == sent_in_all
+    assert {status.state for status in survivor.status(KEY)} <= {"ended"}
+
+
+def test_a_sweep_that_is_killed_in_the_middle_loses_nothing(
+    settings: Settings, dynamo: FaultyDynamoDB, elevate: FakeElevate, victim: Any
+) -> None:
+    """What was sent twice is at most what was under way: a batch of 25 in each thread."""
+    now = Clock(time.time())
+    survivor = Ending(settings, Registry(settings, clock=now), Elevate(settings), clock=now)
+    sessions = [new_session() for _ in range(200)]
+    for session in sessions:
+        survivor.track(Activity(session, int(now.now) - settings.idle - 1))
+    processes: list[Any] = []
+    kill_at("BatchExecuteStatement", False, dynamo, lambda: processes[0], nth=40)
+    processes.append(victim("sweep"))
+    assert processes[0].wait(30) == -signal.SIGKILL
+    before = len(elevate.received)
+    assert before > 0
+    now.now = time.time() + LEASE_SECONDS + 1
+    survivor.sweep(ALL_SHARDS, FOREVER, "tick")
+    assert set(elevate.keys()) == {session.session_key for session in sessions}
+    twice = len(elevate.received) - len(sessions)
+    assert twice <= settings.concurrency * 25
+
+
+def test_every_fault_has_its_row_in_the_operators_manual() -> None:
+    manual = (ROOT / "docs" / "operations.md").read_text()
+    rows = [*ELEVATE, "DNS failure", "bad TLS certificate", "pooled connection"]
+    missing = [row for row in rows if row not in manual]
+    assert missing == []
