@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from emulated import Clock, FakeElevate
 from sessions.elevate import Elevate
-from sessions.ending import ALL_SHARDS, BACKOFF_BASE, BACKOFF_LIMIT, End, Ending, Sweep, backoff
-from sessions.lifetime import MINUTE
+from sessions.ending import ALL_SHARDS, BACKOFF_LIMIT, End, Ending, Sweep, backoff
+from sessions.lifetime import HOUR, MINUTE
 from sessions.registry import BATCH, Registry, connect
 from sessions.session import Activity, Session
 from sessions.settings import Settings
@@ -74,13 +74,13 @@ def test_an_end_is_delivered_once_however_often_it_is_asked_for(
 
 
 def test_an_unavailable_elevate_means_kept_and_the_sweep_delivers(
-    ending: Ending, clock: Clock, elevate: FakeElevate
+    ending: Ending, clock: Clock, elevate: FakeElevate, settings: Settings
 ) -> None:
     elevate.statuses = [503, 204]
     session = new_session()
     assert end(ending, session, clock).result == "kept"
     assert state(ending, session) == "retrying"
-    clock.turn(2 * BACKOFF_BASE)
+    clock.turn(2 * settings.retry_base)
     assert sweep(ending).delivered == 1
     assert state(ending, session) == "ended"
 
@@ -171,7 +171,7 @@ def test_a_sweep_tells_the_age_of_the_oldest(ending: Ending, clock: Clock) -> No
 
 
 def test_a_sweep_that_finds_elevate_down_stops_after_its_first_batch(
-    ending: Ending, clock: Clock, elevate: FakeElevate
+    ending: Ending, clock: Clock, elevate: FakeElevate, settings: Settings
 ) -> None:
     sessions = tracked(ending, clock, 4 * BATCH)
     clock.turn(IDLE)
@@ -180,7 +180,7 @@ def test_a_sweep_that_finds_elevate_down_stops_after_its_first_batch(
     assert (report.unavailable, report.stopped, report.left) == (BATCH, "elevate", [])
     assert len(elevate.received) == BATCH
     elevate.statuses = [204]
-    clock.turn(2 * BACKOFF_BASE)
+    clock.turn(2 * settings.retry_base)
     assert sweep(ending).delivered == len(sessions)
 
 
@@ -258,12 +258,14 @@ def test_a_session_past_its_deadline_expires_without_a_call(
 
 
 def test_retries_end_at_the_deadline(
-    ending: Ending, clock: Clock, elevate: FakeElevate, settings: Settings
+    settings: Settings, make: Callable[[Settings], Ending], clock: Clock, elevate: FakeElevate
 ) -> None:
+    settings = replace(settings, session_limit=2 * HOUR)
+    ending = make(settings)
     elevate.statuses = [503]
     session = new_session()
     end(ending, session, clock)
-    for _ in range(200):
+    for _ in range(10):
         clock.turn(BACKOFF_LIMIT)
         sweep(ending)
     assert state(ending, session) == "expired"
@@ -316,12 +318,12 @@ def test_another_dialect_and_a_shorter_idle_limit_lose_nothing(
 
 @given(st.integers(min_value=0, max_value=10_000))
 def test_backoff_has_full_jitter_up_to_a_limit(attempts: int) -> None:
-    assert 1 <= backoff(attempts) <= min(BACKOFF_LIMIT, BACKOFF_BASE * 2**attempts)
+    assert 1 <= backoff(30, attempts) <= min(BACKOFF_LIMIT, 30 * 2**attempts)
 
 
 @given(st.integers(min_value=0, max_value=BACKOFF_LIMIT))
 def test_backoff_honours_elevates_wish(retry_after: int) -> None:
-    assert retry_after < backoff(1, retry_after) <= retry_after + BACKOFF_BASE
+    assert retry_after < backoff(30, 1, retry_after) <= retry_after + 30
 
 
 def test_each_notification_has_one_line_without_a_key(

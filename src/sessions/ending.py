@@ -34,8 +34,7 @@ from sessions.session import Activity, Session
 from sessions.settings import MAX_SHARDS, Settings
 from sessions.telemetry import Notified, Source, Telemetry
 
-# Backoff of an unavailable Elevate: full jitter up to 30 s · 2^attempts, never over 15 minutes.
-BACKOFF_BASE = 30
+# No retry waits longer than this (seconds), whatever the attempts.
 BACKOFF_LIMIT = 15 * 60
 
 # What a sweep keeps in hand (seconds) to settle what it has claimed and to hand over the rest.
@@ -182,7 +181,9 @@ class Ending:
         outcome = self._elevate.notify(session)
         self._telemetry.notified(Notified(outcome, session, 1, source, correlation_id))
         if outcome.kind == "unavailable":
-            return End("lost", outcome.status, retry_after=outcome.retry_after or BACKOFF_BASE)
+            return End(
+                "lost", outcome.status, retry_after=outcome.retry_after or self._settings.retry_base
+            )
         return End(outcome.kind, outcome.status, outcome.reason)
 
     # -- found ------------------------------------------------------------------------------
@@ -323,7 +324,7 @@ class Ending:
             return Settlement("rejected", None, attempts, outcome.status, outcome.reason)
         return Settlement(
             "retrying",
-            int(self._clock()) + backoff(attempts, outcome.retry_after),
+            int(self._clock()) + backoff(self._settings.retry_base, attempts, outcome.retry_after),
             attempts,
             outcome.status,
             outcome.reason,
@@ -346,16 +347,17 @@ class Ending:
             self._telemetry.registry_failed("settle", error, None, correlation_id)
 
 
-def backoff(attempts: int, retry_after: int | None = None) -> int:
+def backoff(base: int, attempts: int, retry_after: int | None = None) -> int:
     """Return the seconds to wait after `attempts` notifications found Elevate unavailable.
 
-    Full jitter; Elevate's own Retry-After (already within bounds) is the least there is, with the
-    jitter of a first attempt on top so that the sessions it was told to do not come back at once.
+    Full jitter up to base · 2^attempts. Elevate's own Retry-After (already within bounds) is the
+    least there is, with the jitter of the base on top, so that all whom it told to wait do not come
+    back at once.
     """
-    ceiling = min(BACKOFF_LIMIT, BACKOFF_BASE * 2 ** min(attempts, 10))
+    ceiling = min(BACKOFF_LIMIT, base * 2 ** min(attempts, 10))
     if retry_after is None:
         return random.randint(1, ceiling)  # noqa: S311
-    return retry_after + random.randint(1, BACKOFF_BASE)  # noqa: S311
+    return retry_after + random.randint(1, base)  # noqa: S311
 
 
 class _DueRows:

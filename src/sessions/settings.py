@@ -42,6 +42,7 @@ class Settings:
     session_limit: int = 24 * 60 * 60
     shards: int = 8
     concurrency: int = 16
+    retry_base: int = 30
     retention: int = 14 * 24 * 60 * 60
 
     @property
@@ -86,6 +87,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], Any]]] = {
     "read_timeout": ("ELEVATE_READ_TIMEOUT", float),
     "idle": ("SESSION_IDLE_MINUTES", _minutes),
     "session_limit": ("SESSION_LIMIT_MINUTES", _minutes),
+    "retry_base": ("RETRY_BASE_SECONDS", int),
     "shards": ("SWEEP_SHARDS", lambda number: min(int(number), MAX_SHARDS)),
     "concurrency": ("SWEEP_CONCURRENCY", int),
 }
