@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export SAM_CLI_TELEMETRY := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit check format build lock clean
+.PHONY: help run test unit verify status session session-hash sweep retry-rejected redrive tail check format build lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,32 @@ test: $(VENV)/installed ## Run all tests, those on the deployed stack included
 
 unit: $(VENV)/installed ## Run the tests that need no deployed stack
 	$(BIN)/pytest --ignore tests/stack
+
+verify: $(VENV)/installed ## Break everything under load, then count what was lost (N=2000)
+	@$(BIN)/python -m local.verify $(N)
+
+OPERATE = PYTHONPATH=src $(BIN)/python -m local.operate $(OPTIONS)
+
+status: $(VENV)/installed ## Show sessions by state, what is due, dead letters (OPTIONS="--stack NAME")
+	@$(OPERATE) status
+
+session: $(VENV)/installed ## Show one session's state and history (KEY=…)
+	@$(OPERATE) session $(KEY)
+
+session-hash: $(VENV)/installed ## Print what stands for a key in the logs (KEY=…)
+	@$(OPERATE) session-hash $(KEY)
+
+sweep: $(VENV)/installed ## Sweep now
+	@$(OPERATE) sweep
+
+retry-rejected: $(VENV)/installed ## Make rejected sessions due again (OPTIONS=…)
+	@$(OPERATE) retry-rejected
+
+redrive: $(VENV)/installed ## Give dead letters to their functions once more
+	@$(OPERATE) redrive
+
+tail: $(VENV)/installed ## Follow the functions' logs
+	@$(OPERATE) tail
 
 check: $(VENV)/installed ## Lint, types and template
 	$(BIN)/ruff check

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import IO, Any
 
 import boto3
+from botocore.config import Config
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -115,12 +116,18 @@ class Stack:
         (self.folder / "stack.json").write_text(json.dumps(self.info, indent=2) + "\n")
         return self.info
 
-    def client(self, service: str) -> Any:
+    @property
+    def ministack_pid(self) -> int:
+        """Return the emulator's process, which leads the group of its functions' processes."""
+        return self._processes[0].pid
+
+    def client(self, service: str, config: Config | None = None) -> Any:
         """Return a boto3 client of an emulated service."""
         return boto3.client(
             service,  # type: ignore[call-overload]
             endpoint_url=self.aws_endpoint_url,
             region_name=REGION,
+            config=config,
             aws_access_key_id="test",
             aws_secret_access_key="test",  # noqa: S106 - the emulator takes any
         )

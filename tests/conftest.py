@@ -3,8 +3,15 @@
 import os
 
 import hypothesis
+import pytest
 
 pytest_plugins = ["emulated", "handlers"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run last what waits for something that happens by itself meanwhile."""
+    items.sort(key=lambda item: item.get_closest_marker("waits") is not None)
+
 
 os.environ["POWERTOOLS_METRICS_NAMESPACE"] = "ElevateSessions"
 os.environ["POWERTOOLS_SERVICE_NAME"] = "tests"

@@ -1,6 +1,9 @@
 """The deployed stack, once for all tests here, and hands to use it with."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -38,6 +41,7 @@ class Deployed:
         self.info = stack.info
         self._events = stack.client("events")
         self._logs = stack.client("logs")
+        self.lambda_ = stack.client("lambda")
 
     def call(
         self,
@@ -86,6 +90,33 @@ class Deployed:
             "Detail": json.dumps(detail),
         }
         assert self._events.put_events(Entries=[entry])["FailedEntryCount"] == 0
+
+    def invoke(self, function: str, event: Any) -> None:
+        """Invoke asynchronously: with retries and dead letters, which the emulator's rules lack."""
+        self.lambda_.invoke(
+            FunctionName=self.info["functions"][function],
+            InvocationType="Event",
+            Payload=json.dumps(event).encode(),
+        )
+
+    def operate(self, *arguments: str) -> tuple[int, str]:
+        """Run the operator's command line; return its exit status and output."""
+        folder = str(self.stack.folder.relative_to(ROOT))
+        done = subprocess.run(
+            [sys.executable, "-m", "local.operate", "--folder", folder, *arguments],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def operate_json(self, *arguments: str) -> Any:
+        """Run a command with --json; return what it prints."""
+        code, output = self.operate("--json", *arguments)
+        assert code == 0, output
+        return json.loads(output)
 
     def received(self, session: dict[str, str]) -> list[dict[str, Any]]:
         """Return the notifications Elevate received for a session."""
@@ -140,13 +171,22 @@ def wait_for[T](found: Callable[[], T], seconds: float = 20) -> T:
     return result
 
 
+@pytest.fixture(scope="session", autouse=True)
+def verification() -> Iterator["subprocess.Popen[str]"]:
+    """Start a short `make verify` at once: it mostly waits, while the other tests run."""
+    command = [sys.executable, "-m", "local.verify", "400", "--folder", "test-verify", "--json"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.terminate()
+
+
 @pytest.fixture(scope="session")
 def deployed() -> Iterator[Deployed]:
     """Deploy template.yaml, with one minute of idle time so that the schedule can be seen."""
     with Stack(ROOT / ".local" / "test", markets=MARKETS, say=print) as stack:
         stack.start_elevate()
         stack.build()
-        stack.deploy({"SessionIdleMinutes": "1"})
+        stack.deploy({"SessionIdleMinutes": "1", "RetryBaseSeconds": "2"})
         yield Deployed(stack)
 
 

@@ -197,6 +197,7 @@ def test_strangers_get_nothing(deployed: Deployed) -> None:
 # -- the schedule, and what was written --------------------------------------------------------
 
 
+@pytest.mark.waits
 def test_a_session_left_alone_is_ended_by_the_schedule_within_two_ticks_and_once(
     deployed: Deployed, left_alone: dict[str, str]
 ) -> None:
