@@ -4,6 +4,8 @@ PYTHON ?= python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 export SAM_CLI_TELEMETRY := 0
+# The build of the functions wants python3.13, wherever it comes from.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test unit verify status session session-hash sweep retry-rejected redrive tail check format build lock clean

@@ -281,7 +281,7 @@ def _end_group(pid: int, how: signal.Signals) -> None:
 
 def _is_ours(pid: int) -> bool:
     shown = subprocess.run(
-        ["ps", "-o", "command=", "-p", str(pid)],  # noqa: S607 - wherever the system has it
+        ["ps", "-ww", "-o", "command=", "-p", str(pid)],  # noqa: S607 - wherever the system has it
         capture_output=True,
         text=True,
         check=False,

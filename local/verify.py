@@ -194,7 +194,7 @@ class Verification:
     def _workers(self) -> list[int]:
         """Return the processes of Lambda functions, which are MiniStack's children."""
         shown = subprocess.run(
-            ["ps", "-A", "-o", "pid=,pgid=,command="],  # noqa: S607 - wherever the system has it
+            ["ps", "-ww", "-A", "-o", "pid=,pgid=,command="],  # noqa: S607 - wherever the system has it
             capture_output=True,
             text=True,
             check=True,

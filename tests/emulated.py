@@ -164,6 +164,6 @@ def settings(dynamodb: Any, elevate: FakeElevate) -> Settings:
         event_bus_name="default",
         elevate_url=elevate.url,
         markets=("UK", "SE", "Sverige & Norge/ü"),
-        connect_timeout=0.5,
-        read_timeout=0.5,
+        connect_timeout=5,
+        read_timeout=5,
     )

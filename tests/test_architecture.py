@@ -40,7 +40,7 @@ NOBODY = {"boto3", "requests", "pydantic", "aws_xray_sdk"}
 def modules() -> dict[str, Path]:
     return {
         ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in SRC.rglob("*.py")
+        for path in SRC.rglob("*/*.py")
     }
 
 

@@ -16,7 +16,7 @@ from emulated import Clock, FakeElevate
 from sessions.elevate import Elevate
 from sessions.ending import ALL_SHARDS, BACKOFF_LIMIT, End, Ending, Sweep, backoff
 from sessions.lifetime import HOUR, MINUTE
-from sessions.registry import BATCH, Registry, connect
+from sessions.registry import BATCH, Registry, connect, shard_of
 from sessions.session import Activity, Session
 from sessions.settings import Settings
 
@@ -214,11 +214,11 @@ def test_waves_double_while_elevate_answers(
 def test_out_of_time_a_sweep_sends_nothing_and_names_what_is_left(
     ending: Ending, clock: Clock, elevate: FakeElevate
 ) -> None:
-    tracked(ending, clock, 40)
+    shards = {shard_of(s.session_key, 8) for s in tracked(ending, clock, 40)}
     clock.turn(IDLE)
     report = sweep(ending, until=time.monotonic() + 1)
     assert (report.stopped, elevate.received) == ("time", [])
-    assert set(report.left) == set(range(8))
+    assert set(report.left) == shards
     rest = ending.sweep(report.left, FOREVER, "hand-over")
     assert rest.delivered == 40
 
@@ -254,7 +254,7 @@ def test_a_session_past_its_deadline_expires_without_a_call(
     assert (report.expired, report.delivered) == (1, 1)
     assert state(elevate4, passive) == "expired"
     assert state(elevate4, active) == "ended"
-    assert [line["outcome"] for line in log()] == ["expired", "delivered"]
+    assert sorted(line["outcome"] for line in log()) == ["delivered", "expired"]
 
 
 def test_retries_end_at_the_deadline(

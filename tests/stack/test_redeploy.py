@@ -2,7 +2,12 @@
 
 import threading
 
+import pytest
+
 from stack.conftest import Deployed, new_session, wait_for
+
+# It is deployed once.
+pytestmark = pytest.mark.xdist_group("stack")
 
 
 def test_a_deploy_in_the_middle_of_a_sweep_with_other_settings_loses_nothing(

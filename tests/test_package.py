@@ -1,0 +1,121 @@
+"""The built package: complete, small, pure Python, with bytecode that Lambda accepts."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emulated import FakeElevate
+from handlers import sample
+from local.rie import LambdaFunction
+from sessions.settings import Settings
+
+SRC = Path(__file__).parent.parent / "src"
+MEGABYTES = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build it as `sam build` does."""
+    target = tmp_path_factory.mktemp("build") / "EndFunction"
+    subprocess.run([sys.executable, SRC / "package.py", target], check=True)
+    return target
+
+
+def test_it_is_small(package: Path, tmp_path: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "package"), "zip", package)
+    assert Path(archive).stat().st_size <= 4 * MEGABYTES
+
+
+def test_it_is_pure_python_and_holds_nothing_that_is_not_read(package: Path) -> None:
+    kinds = {path.suffix for path in package.rglob("*") if path.is_file()}
+    assert not kinds & {".so", ".pyd", ".dylib", ".pyi", ".toml", ".in"}
+    assert not [path for path in package.rglob("*") if path.name in ("tests", "test")]
+
+
+def test_all_bytecode_is_hash_based_and_unchecked_and_names_no_place_of_the_build(
+    package: Path,
+) -> None:
+    compiled = list(package.rglob("*.pyc"))
+    sources = [p for p in package.rglob("*.py")]
+    assert len(compiled) == len(sources)
+    for path in compiled:
+        content = path.read_bytes()
+        assert content[4:8] == b"\x01\x00\x00\x00", "flags: hash-based, not checked"
+        assert str(package).encode() not in content
+
+
+@pytest.fixture
+def environment(settings: Settings, aws: str) -> dict[str, str]:
+    return {
+        "TABLE_NAME": settings.table_name,
+        "EVENT_BUS_NAME": "default",
+        "ELEVATE_BASE_URL": settings.elevate_url,
+        "AWS_ENDPOINT_URL": aws,
+        "POWERTOOLS_SERVICE_NAME": "package",
+        "POWERTOOLS_METRICS_NAMESPACE": "ElevateSessions",
+    }
+
+
+@pytest.mark.parametrize(
+    ("function", "event", "answer"),
+    [
+        ("end", "api_end", {"statusCode": 204}),
+        ("track", "api_track", {"statusCode": 204}),
+        ("sweep", "scheduled_sweep", None),
+    ],
+)
+def test_it_runs_as_lambda_runs_it(
+    package: Path,
+    environment: dict[str, str],
+    elevate: FakeElevate,
+    tmp_path: Path,
+    function: str,
+    event: str,
+    answer: Any,
+) -> None:
+    with LambdaFunction(package, f"handler.{function}.handle", tmp_path, environment) as started:
+        got = started.invoke(sample(event))
+        log = (tmp_path / "function.log").read_text()
+    if answer is None:
+        assert got is None, log
+    else:
+        assert got.items() >= answer.items(), log
+    assert "Traceback" not in log
+
+
+# Each of these costs tens of milliseconds at a cold start, and nothing here needs it.
+HEAVY = {
+    "aws_xray_sdk",
+    "boto3",
+    "multiprocessing",
+    "pydantic",
+    "s3transfer",
+    "requests",
+    "aws_lambda_powertools.event_handler",
+    "aws_lambda_powertools.utilities.parser",
+    "aws_lambda_powertools.utilities.data_classes",
+    "unittest",
+    "asyncio",
+}
+
+
+@pytest.mark.parametrize("function", ["end", "track", "sweep"])
+def test_no_heavy_module_is_imported(package: Path, function: str) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(package)!r})\n"
+        f"import handler.{function}; from handler.application import application\n"
+        "application(); print(*sys.modules)"
+    )
+    environment = {
+        "TABLE_NAME": "t",
+        "ELEVATE_BASE_URL": "http://127.0.0.1:9",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+        "POWERTOOLS_METRICS_NAMESPACE": "n",
+    }
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert not HEAVY & set(done.stdout.split())
