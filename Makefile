@@ -8,7 +8,7 @@ export SAM_CLI_TELEMETRY := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit verify status session session-hash sweep retry-rejected redrive tail check format build lock clean
+.PHONY: help run test unit verify bench status session session-hash sweep retry-rejected redrive tail check format build lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,10 @@ unit: $(VENV)/installed ## Run the tests that need no deployed stack
 	$(BIN)/pytest --ignore tests/stack
 
 verify: $(VENV)/installed ## Break everything under load, then count what was lost (N=2000)
-	@$(BIN)/python -m local.verify $(N)
+	@PYTHONPATH=src $(BIN)/python -m local.verify $(N)
+
+bench: $(VENV)/installed ## Measure beside what a user would pick instead (N=10000)
+	@PYTHONPATH=.:src:tests $(BIN)/python bench/bench.py $(N)
 
 OPERATE = PYTHONPATH=src $(BIN)/python -m local.operate $(OPTIONS)
 

@@ -241,7 +241,13 @@ def retry_rejected(ctx: click.Context, market: str | None) -> None:
 @click.pass_context
 def redrive(ctx: click.Context) -> None:
     """Give dead letters to their functions once more; each goes back if it fails again."""
-    target = _target(ctx)
+    done = redrive_all(_target(ctx))
+    shown = ", ".join(f"{count} {name}" for name, count in done.items()) or "There were none."
+    _print(ctx, {"redriven": dict(done)}, f"Redriven: {shown}")
+
+
+def redrive_all(target: Target) -> Counter[str]:
+    """Give each dead letter to its function again; return how many of which queue."""
     sqs, functions = target.client("sqs"), target.client("lambda")
     done: Counter[str] = Counter()
     for name, output in QUEUES.items():
@@ -257,8 +263,7 @@ def redrive(ctx: click.Context) -> None:
                 )
                 sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
                 done[name] += 1
-    shown = ", ".join(f"{count} {name}" for name, count in done.items()) or "There were none."
-    _print(ctx, {"redriven": dict(done)}, f"Redriven: {shown}")
+    return done
 
 
 def _addressee(target: Target, output: str, message: dict[str, Any]) -> tuple[str, Any]:

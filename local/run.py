@@ -1,5 +1,6 @@
 """`make run`: bring the whole stack up on this machine, show how to call it, follow its logs."""
 
+import argparse
 import json
 import os
 import shlex
@@ -7,7 +8,10 @@ import signal
 import sys
 import time
 import uuid
+from pathlib import Path
 from typing import Any
+
+from botocore.exceptions import EndpointConnectionError
 
 from local.logs import follow
 from local.stack import ROOT, Stack, StackError
@@ -22,12 +26,18 @@ _PARAMETERS = {
     "SWEEP_CONCURRENCY": "SweepConcurrency",
 }
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def main() -> int:
     """Run until interrupted; return the exit status."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", default=".local", help="where it keeps what it makes")
+    folder = ROOT / parser.parse_args().folder
+    for number in _STOPPING:
+        signal.signal(number, _interrupt)
     try:
-        _run()
+        _run(folder)
     except StackError as error:
         print(error, file=sys.stderr)
         return 1
@@ -36,12 +46,12 @@ def main() -> int:
     return 0
 
 
-def _run() -> None:
+def _run(folder: Path) -> None:
     started = time.monotonic()
     parameters = {p: os.environ[v] for v, p in _PARAMETERS.items() if os.environ.get(v)}
     markets = os.environ.get("MARKETS", "UK,SE")
     stack = Stack(
-        ROOT / ".local",
+        folder,
         port=_port("PORT"),
         elevate_port=_port("ELEVATE_PORT"),
         markets=markets,
@@ -56,8 +66,11 @@ def _run() -> None:
         print("Deploying template.yaml …", flush=True)
         info = stack.deploy(parameters)
         _show(info, markets.split(",")[0], parameters, time.monotonic() - started)
-        for line in follow(stack.client("logs"), info["logGroups"]):
-            print(line, flush=True)
+        try:
+            for line in follow(stack.client("logs"), info["logGroups"]):
+                print(line, flush=True)
+        except EndpointConnectionError:
+            raise StackError(f"MiniStack has stopped; see {folder}/ministack.log") from None
 
 
 def _show(info: dict[str, Any], market: str, parameters: dict[str, str], seconds: float) -> None:
@@ -99,6 +112,9 @@ def _port(name: str) -> int | None:
 
 
 def _interrupt(*_: object) -> None:
+    # A terminal and make may both pass it on, and stopping must not be stopped halfway.
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

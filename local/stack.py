@@ -87,14 +87,7 @@ class Stack:
 
     def build(self) -> None:
         """Build the functions as for production."""
-        self._sam(
-            "build",
-            "--cached",
-            "--cache-dir",
-            str(ROOT / ".aws-sam" / "cache"),
-            "--build-dir",
-            str(self.folder / "build"),
-        )
+        self._sam("build", "--cached", "--template-file", str(ROOT / "template.yaml"))
 
     def deploy(self, parameters: dict[str, str]) -> dict[str, Any]:
         """Deploy what was built; write and return what others need to know of the stack."""
@@ -104,8 +97,6 @@ class Stack:
             "deploy",
             "--config-file",
             str(ROOT / "samconfig.toml"),
-            "--template-file",
-            str(self.folder / "build" / "template.yaml"),
             "--stack-name",
             STACK_NAME,
             "--no-progressbar",
@@ -200,13 +191,15 @@ class Stack:
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "SAM_CLI_TELEMETRY": "0",
-            # MiniStack: one port, on the loopback, and nothing outside its folder.
+            # MiniStack and the SAM CLI: one port, on the loopback, and nothing outside the folder.
             "GATEWAY_PORT": str(self.port),
             "BIND_HOST": "127.0.0.1",
             "MINISTACK_REGION": REGION,
             "SFTP_ENABLED": "0",
             "IOT_MTLS_ENABLED": "0",
             "TMPDIR": str(self.folder / "tmp"),
+            "STATE_DIR": str(self.folder / "tmp"),
+            "__SAM_CLI_APP_DIR": str(self.folder / "tmp"),
             "LOG_LEVEL": "INFO",
             # Its access log knows API Gateway's paths, and so keys; it stays in the folder.
         }
@@ -225,20 +218,31 @@ class Stack:
                 time.sleep(0.05)
 
     def _sam(self, *arguments: str) -> None:
-        """Run the SAM CLI; its output is shown only when it fails."""
-        done = subprocess.run(
-            [str(BIN / "sam"), *arguments],
-            cwd=ROOT,
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        (self.folder / f"sam-{arguments[0]}.log").write_text(done.stdout)
-        if done.returncode:
-            self._say(done.stdout)
+        """Run the SAM CLI; its output is shown only when it fails.
+
+        It works in the stack's folder: a build clears away what it does not know in its caches,
+        so two stacks that build at once must not share them.
+        """
+        log = self.folder / f"sam-{arguments[0]}.log"
+        with (
+            log.open("wb") as output,
+            subprocess.Popen(
+                [str(BIN / "sam"), *arguments],
+                cwd=self.folder,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            ) as sam,
+        ):
+            try:
+                code = sam.wait()
+            except BaseException:
+                _end_group(sam.pid, signal.SIGKILL)
+                raise
+        if code:
+            self._say(log.read_text(errors="replace"))
             raise StackError(f"`sam {arguments[0]}` failed; its output is above.")
 
     def _describe(self, parameters: dict[str, str]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """`make verify`: drive sessions through the deployed stack while things break, then ask for each.
 
 Sessions come over the API, as events and as tracked sessions that go quiet, while Elevate's faults
-come and go and function processes are killed. Then everything is well again, and when the registry
-has nothing left to do, the simulated Elevate is asked for every session that was accepted.
+come and go, function processes are killed and the stack is deployed anew with other settings. Then
+everything is well again, and when the registry has nothing left to do, the simulated Elevate is
+asked for every session that was accepted.
 
     lost        accepted, but neither delivered nor rejected nor expired: must be 0
     sent twice  delivered more than once, although Elevate's first answer arrived: only a function
@@ -31,12 +32,22 @@ from typing import Any
 
 from botocore.config import Config
 
+from local.operate import Target, redrive_all
 from local.stack import ROOT, Stack, StackError
 
 CONCURRENCY = 8
 BATCH = 25
 # A lease has to run out before a killed function's sessions are due again.
 DRAIN_SECONDS = 600
+SETTINGS = {
+    "SessionIdleMinutes": "1",
+    "RetryBaseSeconds": "2",
+    "ElevateConnectTimeout": "0.5",
+    "ElevateReadTimeout": "1",
+    "SweepConcurrency": str(CONCURRENCY),
+    "ApiRateLimit": "10000",
+    "ApiBurstLimit": "5000",
+}
 FAULTS: tuple[dict[str, Any], ...] = (
     {"kind": "busy", "retryAfter": 2},
     {"kind": "none"},
@@ -55,6 +66,8 @@ FAULTS: tuple[dict[str, Any], ...] = (
 # A fault lasts this long; a run lasts for all of them at least.
 _FAULT_SECONDS = 1.5
 _KILL_SECONDS = 2
+# What a backend does not get an answer to for so long is not accepted.
+_PATIENCE_SECONDS = 120
 _LEAST_SECONDS = _FAULT_SECONDS * len(FAULTS)
 
 
@@ -70,13 +83,13 @@ class Verification:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._kills = 0
+        self._redriven = 0
         self._lambda = stack.client("lambda", Config(max_pool_connections=32))
 
     def run(self) -> dict[str, Any]:
         """Drive, break, mend, wait, and count."""
-        breaking = [
-            threading.Thread(target=work, daemon=True) for work in (self._break, self._kill)
-        ]
+        works = (self._break, self._kill, self._redeploy)
+        breaking = [threading.Thread(target=work, daemon=True) for work in works]
         for thread in breaking:
             thread.start()
         started = time.monotonic()
@@ -135,7 +148,8 @@ class Verification:
         session: dict[str, str],
     ) -> None:
         """Call as a backend would, which tries again when it is told to or gets no answer."""
-        for _ in range(20):
+        patience = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < patience:
             if self._call(method, path, body) in taken:
                 self._accept([session])
                 return
@@ -191,6 +205,11 @@ class Verification:
                     os.kill(random.choice(workers), signal.SIGKILL)
                     self._kills += 1
 
+    def _redeploy(self) -> None:
+        """Change settings in the middle of everything: other shards, another idle limit."""
+        if not self._over.wait(_LEAST_SECONDS / 3):
+            self._stack.deploy(SETTINGS | {"SweepShards": "3", "SessionIdleMinutes": "2"})
+
     def _workers(self) -> list[int]:
         """Return the processes of Lambda functions, which are MiniStack's children."""
         shown = subprocess.run(
@@ -214,7 +233,10 @@ class Verification:
     def _drain(self) -> float:
         """Wait until nothing is left to do; return the seconds since everything was well."""
         started = time.monotonic()
+        target = Target(None, None, None, str(self._stack.folder.relative_to(ROOT)))
         while time.monotonic() - started < DRAIN_SECONDS:
+            # An event whose function was killed three times in a row waits for an operator.
+            self._redriven += redrive_all(target).total()
             left = sum(self._states().get(state, 0) for state in ("open", "retrying"))
             if not left and not self._missing():
                 return time.monotonic() - started
@@ -270,6 +292,7 @@ class Verification:
             "lost": len(lost),
             "notDrained": sum(states.get(k) in ("open", "retrying") for k in self._accepted),
             "kills": self._kills,
+            "redriven": self._redriven,
             "sentTwice": twice,
             "sentTwiceBound": self._kills * CONCURRENCY * BATCH,
             "sentAgainUnheard": sum(1 for key, n in delivered.items() if n > 1) - twice,
@@ -281,17 +304,7 @@ def verify(folder: str, sessions: int, say: Callable[[str], None]) -> dict[str, 
     with Stack(ROOT / ".local" / folder, say=say) as stack:
         stack.start_elevate()
         stack.build()
-        stack.deploy(
-            {
-                "SessionIdleMinutes": "1",
-                "RetryBaseSeconds": "2",
-                "ElevateConnectTimeout": "0.5",
-                "ElevateReadTimeout": "1",
-                "SweepConcurrency": str(CONCURRENCY),
-                "ApiRateLimit": "10000",
-                "ApiBurstLimit": "5000",
-            }
-        )
+        stack.deploy(SETTINGS)
         return Verification(stack, sessions, say).run()
 
 
@@ -321,6 +334,7 @@ _ROWS = {
     "lost": "lost (must be 0)",
     "notDrained": "still to do after the wait (must be 0)",
     "kills": "function processes killed",
+    "redriven": "dead letters redriven",
     "sentTwice": "sent twice",
     "sentTwiceBound": "  at most (kills · threads · batch)",
     "sentAgainUnheard": "sent again: Elevate's answer was lost",

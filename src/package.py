@@ -6,6 +6,7 @@ zip are dated 1980, so Python would throw timestamp-based bytecode away.
 """
 
 import compileall
+import contextlib
 import hashlib
 import os
 import py_compile
@@ -66,7 +67,11 @@ def install(target: Path) -> None:
         )
         trim(made)
         compile_all(made, made)
-        os.replace(made, target)
+        # The SAM CLI may build functions side by side; the first one done serves all.
+        with contextlib.suppress(OSError):
+            os.replace(made, target)
+    if not target.exists():
+        sys.exit(f"{target} could not be made")
 
 
 def trim(folder: Path) -> None:

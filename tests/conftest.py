@@ -1,11 +1,24 @@
 """What every test runs under."""
 
 import os
+from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = ["emulated", "handlers"]
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Spread single tests over the workers, but those on the deployed stack stay together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/stack" if nodeid.startswith("tests/stack/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

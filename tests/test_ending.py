@@ -1,5 +1,6 @@
 """Claim → notify → settle, with a real registry and an Elevate that answers as told."""
 
+import itertools
 import json
 import time
 import uuid
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from emulated import Clock, FakeElevate
 from sessions.elevate import Elevate
-from sessions.ending import ALL_SHARDS, BACKOFF_LIMIT, End, Ending, Sweep, backoff
+from sessions.ending import ALL_SHARDS, BACKOFF_LIMIT, End, Ending, Pacer, Sweep, backoff
 from sessions.lifetime import HOUR, MINUTE
 from sessions.registry import BATCH, Registry, connect, shard_of
 from sessions.session import Activity, Session
@@ -311,6 +312,42 @@ def test_another_dialect_and_a_shorter_idle_limit_lose_nothing(
     clock.turn(IDLE)
     new = make(replace(settings, dialect="storefront-v3", idle=5 * MINUTE))
     assert sweep(new).delivered == 6
+
+
+def test_a_rate_is_kept_evenly() -> None:
+    """Sixteen threads share it; 500 turns at 50 a second take ten seconds, within 5 %."""
+    now = [100.0]
+    turns: list[float] = []
+    pacer = Pacer(50, clock=lambda: now[0], sleep=lambda seconds: turns.append(now[0] + seconds))
+    for _ in range(501):
+        pacer.wait()
+        now[0] += 0.001  # a caller comes every millisecond: far more than the rate
+    spent = turns[-1] - 100.0
+    assert spent == pytest.approx(500 / 50, rel=0.05)
+    steps = [later - earlier for earlier, later in itertools.pairwise(turns)]
+    assert min(steps) == pytest.approx(1 / 50)
+
+
+def test_a_rate_that_was_not_used_is_not_saved_up() -> None:
+    now = [100.0]
+    slept: list[float] = []
+    pacer = Pacer(10, clock=lambda: now[0], sleep=slept.append)
+    pacer.wait()
+    now[0] += 60
+    for _ in range(3):
+        pacer.wait()
+    assert slept == pytest.approx([0.1, 0.2])
+
+
+def test_a_sweep_keeps_elevates_rate(
+    settings: Settings, make: Callable[[Settings], Ending], clock: Clock, elevate: FakeElevate
+) -> None:
+    slow = make(replace(settings, max_rate=100))
+    tracked(slow, clock, 40)
+    clock.turn(IDLE)
+    started = time.monotonic()
+    assert slow.sweep(ALL_SHARDS, FOREVER, "tick", sweepers=2).delivered == 40
+    assert time.monotonic() - started >= 39 / 50
 
 
 # -- backoff and lines -------------------------------------------------------------------------

@@ -40,6 +40,12 @@ _DETAIL = Validator(
                 "maximum": MAX_DEPTH,
                 "description": f"an integer from 0 to {MAX_DEPTH}",
             },
+            "sweepers": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": MAX_SHARDS,
+                "description": f"an integer from 1 to {MAX_SHARDS}",
+            },
             "retry": {"enum": ["rejected"], "description": "rejected"},
             "market": {"type": "string", "description": "the name of a market"},
             "correlationId": {"type": "string", "description": "a string"},
@@ -72,8 +78,10 @@ def _sweep(event: dict[str, Any], until: float, correlation_id: str) -> None:
         report = app.ending.retry_rejected(detail.get("market"), shards, until)
         rest = [detail | {"shards": report.left}] if report.left else []
     else:
-        report = app.ending.sweep(shards, until, correlation_id)
-        rest = [{"shards": [shard]} for shard in report.left]
+        report = app.ending.sweep(shards, until, correlation_id, detail.get("sweepers", 1))
+        # Those that go on share Elevate's rate among them, and with whom this one shared it.
+        sweepers = min(MAX_SHARDS, detail.get("sweepers", 1) * max(1, len(report.left)))
+        rest = [{"shards": [shard], "sweepers": sweepers} for shard in report.left]
     handed_over = 0
     if rest and depth < MAX_DEPTH:
         handed_over = put_sweeps(

@@ -9,6 +9,7 @@ is notified again rather than forgotten. The only owner of retries is the row's 
 """
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,7 @@ class Ending:
         self._registry = registry or Registry(settings, on_fault=self._telemetry.statement_failed)
         self._elevate = elevate or Elevate(settings)
         self._clock = clock
+        self._pacer = Pacer(0.0)
 
     # -- told -------------------------------------------------------------------------------
 
@@ -188,14 +190,18 @@ class Ending:
 
     # -- found ------------------------------------------------------------------------------
 
-    def sweep(self, shards: Iterable[int], until: float, correlation_id: str) -> Sweep:
+    def sweep(
+        self, shards: Iterable[int], until: float, correlation_id: str, sweepers: int = 1
+    ) -> Sweep:
         """End the sessions that are due in `shards`, until the monotonic time `until`.
 
-        Starts with one batch; waves double while Elevate answers, and a wave that finds only an
+        `sweepers` is how many sweeps share the rate that Elevate is to be spared with. Starts with
+        one batch; waves double while Elevate answers, and a wave that finds only an
         unavailable Elevate is the last one. Never raises for a part that failed.
         """
         report = Sweep()
         now = int(self._clock())
+        self._pacer = Pacer(self._settings.max_rate / sweepers)
         with ThreadPoolExecutor(self._settings.concurrency) as threads:
             size = BATCH
             largest = BATCH * _BATCHES_PER_THREAD * self._settings.concurrency
@@ -295,6 +301,7 @@ class Ending:
     def _notify(
         self, claim: Claim, until: float, correlation_id: str, part: Sweep
     ) -> tuple[Claim, Settlement]:
+        self._pacer.wait()
         if not self._enough_time(until):
             part.unsent += 1
             return claim, Settlement("open")
@@ -358,6 +365,33 @@ def backoff(base: int, attempts: int, retry_after: int | None = None) -> int:
     if retry_after is None:
         return random.randint(1, ceiling)  # noqa: S311
     return retry_after + random.randint(1, base)  # noqa: S311
+
+
+class Pacer:
+    """Let callers through at most `rate` times a second, evenly; a rate of 0 is no limit."""
+
+    def __init__(
+        self,
+        rate: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._step = 1 / rate if rate else 0.0
+        self._clock = clock
+        self._sleep = sleep
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        """Return when it is this caller's turn."""
+        if not self._step:
+            return
+        with self._lock:
+            now = self._clock()
+            turn = max(now, self._next)
+            self._next = turn + self._step
+        if turn > now:
+            self._sleep(turn - now)
 
 
 class _DueRows:

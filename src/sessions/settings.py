@@ -43,6 +43,7 @@ class Settings:
     shards: int = 8
     concurrency: int = 16
     retry_base: int = 30
+    max_rate: float = 0.0  # notifications per second over a sweep; 0 is no limit
     retention: int = 14 * 24 * 60 * 60
 
     @property
@@ -68,12 +69,14 @@ class Settings:
             if environment.get(variable)
         }
         markets = environment.get("MARKETS", "").split(",")
+        rate = environment.get("ELEVATE_MAX_RATE", "")
         return cls(
             table_name=_required(environment, "TABLE_NAME"),
             event_bus_name=environment.get("EVENT_BUS_NAME", ""),
             elevate_url=_elevate_url(environment, dialect),
             dialect=dialect,
             markets=tuple(unquote(market.strip()) for market in markets if market.strip()),
+            max_rate=0.0 if rate in ("", "0") else _number(environment, "ELEVATE_MAX_RATE"),
             **numbers,
         )
 

@@ -175,7 +175,10 @@ def wait_for[T](found: Callable[[], T], seconds: float = 20) -> T:
 def verification() -> Iterator["subprocess.Popen[str]"]:
     """Start a short `make verify` at once: it mostly waits, while the other tests run."""
     command = [sys.executable, "-m", "local.verify", "400", "--folder", "test-verify", "--json"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
         yield process
         process.terminate()
 

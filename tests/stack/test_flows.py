@@ -8,9 +8,6 @@ import pytest
 
 from stack.conftest import Deployed, new_session, wait_for
 
-# It is deployed once.
-pytestmark = pytest.mark.xdist_group("stack")
-
 WEB_V2 = "/api/v2/notifications/end"
 SCHEDULE_SECONDS = 60
 EMULATOR_TICK_SECONDS = 10

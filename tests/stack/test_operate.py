@@ -6,13 +6,8 @@ import subprocess
 import sys
 from typing import Any
 
-import pytest
-
 from local.stack import ROOT
 from stack.conftest import Deployed, new_session, wait_for
-
-# It is deployed once.
-pytestmark = pytest.mark.xdist_group("stack")
 
 
 def letters(deployed: Deployed) -> dict[str, int]:

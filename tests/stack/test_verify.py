@@ -5,9 +5,6 @@ import subprocess
 
 import pytest
 
-# It is deployed once.
-pytestmark = pytest.mark.xdist_group("stack")
-
 
 @pytest.mark.waits
 def test_nothing_is_lost(verification: "subprocess.Popen[str]") -> None:

@@ -1,0 +1,5 @@
+"""The least there is: a handler that answers."""
+
+
+def handle(event, context):
+    return {"statusCode": 204}

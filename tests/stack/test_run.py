@@ -1,0 +1,165 @@
+"""`make run`, as started and stopped by somebody."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from local.stack import ROOT
+from stack.conftest import wait_for
+
+FOLDER = Path(".local/test-run")
+
+
+class Run:
+    """A `make run` in a folder of its own."""
+
+    def __init__(self, log: Path, **settings: str) -> None:
+        self.folder = ROOT / FOLDER
+        self._log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "local.run", "--folder", str(FOLDER)],
+                cwd=ROOT,
+                env=os.environ | settings,
+                stdout=output,
+                stderr=output,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def processes(self) -> list[int]:
+        """Return the processes that lead all that it has started."""
+        file = self.folder / "processes.json"
+        try:
+            return list(json.loads(file.read_text()))
+        except (FileNotFoundError, ValueError):
+            return []
+
+    def says(self, text: str) -> bool:
+        """Return whether it has said that; fail when it never will."""
+        if text in self.output:
+            return True
+        assert self.process.poll() is None, self.output
+        return False
+
+
+@contextmanager
+def run(log: Path, **settings: str) -> Iterator[Run]:
+    """Start it, and leave nothing of it behind, whatever happens."""
+    started = Run(log, **settings)
+    try:
+        yield started
+    finally:
+        started.process.send_signal(signal.SIGTERM)
+        started.process.wait(20)
+
+
+def is_running(group: int) -> bool:
+    """Return whether any process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_run_shows_how_to_call_it_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    # Given a run that was killed outright
+    with run(tmp_path / "killed") as killed:
+        wait_for(lambda: killed.says("Building"), 60)
+        left = wait_for(lambda: killed.processes())
+        killed.process.kill()
+        killed.process.wait()
+    assert all(is_running(group) for group in left)
+
+    # When it is run again
+    with run(tmp_path / "second", SESSION_IDLE_MINUTES="7") as second:
+        wait_for(lambda: second.says("Building"), 60)
+        # Then what was left is gone,
+        wait_for(lambda: not any(is_running(group) for group in left))
+        wait_for(lambda: second.says("What the functions log:"), 180)
+        # the lines it shows work when pasted,
+        answered = [curl(line) for line in re.findall(r"^  (curl .*)$", second.output, re.M)]
+        assert [status for status, _ in answered] == [204, 204, 200]
+        assert '"open"' in answered[2][1]
+        # what the functions log is shown,
+        wait_for(lambda: second.says("outcome=delivered"))
+        # and others find the stack by its file.
+        info = json.loads((second.folder / "stack.json").read_text())
+        assert set(info) == {
+            *("apiUrl", "apiKey", "elevateUrl", "awsEndpointUrl", "region", "stackName"),
+            *("tableName", "eventBusName", "functions", "logGroups"),
+        }
+        assert info["apiUrl"] in second.output
+        assert info["apiKey"] in second.output
+
+        # When a third is started beside it
+        with run(tmp_path / "third") as third:
+            # Then that one says why it cannot be.
+            assert third.process.wait(30) == 1
+        assert "running in test-run/ already" in third.output
+        assert (second.folder / "stack.json").exists()
+
+        # When it is stopped, by a terminal and by make at once
+        groups = second.processes()
+        assert len(groups) == 2
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            second.process.send_signal(number)
+        # Then all has gone but logs and caches.
+        assert second.process.wait(20) == 0
+        wait_for(lambda: not any(is_running(group) for group in groups))
+        ports = [int(info[name].rsplit(":", 1)[1]) for name in ("awsEndpointUrl", "elevateUrl")]
+        assert not any(answers(port) for port in ports)
+        left_files = {path.name for path in second.folder.iterdir()}
+        assert not left_files & {"stack.json", "processes.json", "tmp"}
+
+
+@pytest.mark.parametrize("name", ["PORT", "ELEVATE_PORT"])
+def test_run_says_which_port_is_taken(name: str, tmp_path: Path) -> None:
+    # Given a port that somebody listens on
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        # When it is asked to use that
+        with run(tmp_path / "log", **{name: port}) as refused:
+            status = refused.process.wait(30)
+    # Then it says so, and nothing is left.
+    assert status == 1
+    assert f"Port {port} ({name}) is taken" in refused.output
+    assert refused.processes() == []
+
+
+def test_run_shows_why_a_deployment_fails(tmp_path: Path) -> None:
+    # Given a setting that the template refuses
+    with run(tmp_path / "log", ELEVATE_API="nonsense") as failed:
+        # When it is deployed
+        status = failed.process.wait(120)
+    # Then it shows what was wrong, and nothing is left.
+    assert status == 1
+    assert "ElevateApi" in failed.output
+    assert failed.processes() == []
+
+
+def curl(line: str) -> tuple[int, str]:
+    """Run a line as pasted; return the status and the rest of the answer."""
+    if shutil.which("curl") is None:
+        pytest.skip("no curl here")
+    shown = subprocess.run(shlex.split(line), capture_output=True, text=True, check=True).stdout
+    return int(shown.split()[1]), shown
