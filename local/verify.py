@@ -206,9 +206,9 @@ class Verification:
                     self._kills += 1
 
     def _redeploy(self) -> None:
-        """Change settings in the middle of everything: other shards, another idle limit."""
+        """Change settings in the middle of everything."""
         if not self._over.wait(_LEAST_SECONDS / 3):
-            self._stack.deploy(SETTINGS | {"SweepShards": "3", "SessionIdleMinutes": "2"})
+            self._stack.deploy(SETTINGS | {"SweepShards": "3", "SweepConcurrency": "4"})
 
     def _workers(self) -> list[int]:
         """Return the processes of Lambda functions, which are MiniStack's children."""
