@@ -63,6 +63,7 @@ class LambdaFunction:
                 f"127.0.0.1:{api_port}",
                 sys._base_executable,  # type: ignore[attr-defined]
                 "-I",
+                "-B",  # /var/task is read-only: no bytecode is written there
                 "-S",
                 "-c",
                 code,

@@ -574,6 +574,9 @@ def connect(service: str, settings: Settings) -> Any:
         read_timeout=2,
         retries={"mode": "standard", "total_max_attempts": 3},
         max_pool_connections=settings.concurrency,
+        # What is sent is built here and was validated at the door; to check each value of a batch
+        # once more costs more than to write it down.
+        parameter_validation=False,
     )
     return botocore.session.get_session().create_client(service, config=config)
 
