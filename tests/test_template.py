@@ -1,5 +1,6 @@
 """template.yaml against the code: what one promises the other keeps."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ def test_every_way_to_a_function_has_a_dead_letter_queue() -> None:
         assert function["EventInvokeConfig"]["DestinationConfig"]["OnFailure"]["Type"] == "SQS"
         for event in function["Events"].values():
             assert "Arn" in event["Properties"]["DeadLetterConfig"]
+
+
+def test_every_dead_letter_queue_has_an_alarm_that_says_where_to_read_on() -> None:
+    queues = {name for name, r in RESOURCES.items() if r["Type"] == "AWS::SQS::Queue"}
+    alarms = [r["Properties"] for r in RESOURCES.values() if r["Type"] == "AWS::CloudWatch::Alarm"]
+    watched = {str(alarm["Dimensions"][0]["Value"]).split(".")[0] for alarm in alarms}
+    assert watched == queues
+    manual = (ROOT / "docs" / "operations.md").read_text()
+    for alarm in alarms:
+        (paragraph,) = re.findall('See "(.+)" in', alarm["AlarmDescription"].replace("see", "See"))
+        assert f"## {paragraph}" in manual
+        assert alarm["AlarmActions"]
 
 
 def test_no_policy_allows_everything() -> None:
