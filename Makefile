@@ -8,7 +8,7 @@ export SAM_CLI_TELEMETRY := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit verify bench status session session-hash sweep retry-rejected redrive tail check format build lock clean
+.PHONY: help run test unit explore verify bench status session session-hash sweep retry-rejected redrive tail check format build lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test: $(VENV)/installed ## Run all tests, those on the deployed stack included
 
 unit: $(VENV)/installed ## Run the tests that need no deployed stack
 	$(BIN)/pytest --ignore tests/stack
+
+explore: $(VENV)/installed ## Let Hypothesis look for examples that no run has tried
+	$(BIN)/pytest --ignore tests/stack --hypothesis-profile explore -k "$(or $(K),TestSessions)"
 
 verify: $(VENV)/installed ## Break everything under load, then count what was lost (N=2000)
 	@PYTHONPATH=src $(BIN)/python -m local.verify $(N)

@@ -30,9 +30,11 @@ os.environ["POWERTOOLS_METRICS_NAMESPACE"] = "ElevateSessions"
 os.environ["POWERTOOLS_SERVICE_NAME"] = "tests"
 
 # Machines are noisy: a slow example is no failure, and the first run builds Unicode tables.
-hypothesis.settings.register_profile(
-    "here",
-    deadline=None,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-)
+patient: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [hypothesis.HealthCheck.too_slow],
+}
+# The same examples in every run, so that what fails was changed; `make explore` looks for new ones.
+hypothesis.settings.register_profile("here", derandomize=True, **patient)
+hypothesis.settings.register_profile("explore", max_examples=1000, **patient)
 hypothesis.settings.load_profile("here")

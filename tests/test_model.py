@@ -63,6 +63,7 @@ class Troubled:
             # Without a registry an explicit end is sent all the same, under nobody's lease.
             self._model.blind = self._model.blind or fault.startswith("cut")
             _fail(fault, "before")
+            self._model.known = dict(self._model.tracked_at)
             answer = getattr(self._client, operation)(**arguments)
             _fail(fault, "after")
             return answer
@@ -124,10 +125,12 @@ class Sessions(RuleBasedStateMachine):
         self.asked: set[str] = set()
         self.kept: set[str] = set()
         self.tracked_at: dict[str, float] = {}
+        # What of that a process could know: the tracks before its last call, which is its claim.
+        self.known: dict[str, float] = {}
 
     def run(self, trouble: list[str], use: Callable[[Ending], object]) -> None:
         """Run one process until it is done, or killed."""
-        outer = self.trouble, self.blind
+        outer = self.trouble, self.blind, self.known
         self.trouble, self.blind = iter(trouble), False
         if any(fault in FAULTS for fault in trouble):
             # A settle that is lost may cost one notification more.
@@ -137,7 +140,7 @@ class Sessions(RuleBasedStateMachine):
         ending = Ending(self.settings, registry, ModelElevate(self), Quiet(), self.clock)
         with suppress(Crash, RegistryUnavailable):
             use(ending)
-        self.trouble, self.blind = outer
+        self.trouble, self.blind, self.known = outer
 
     def another_process_acts(self) -> None:
         if self.others:
@@ -148,7 +151,7 @@ class Sessions(RuleBasedStateMachine):
         claimed = not self.blind
         assert not (claimed and key in self.in_flight), "two notifications in flight"
         if key not in self.asked:
-            quiet = self.clock.now - self.tracked_at.get(key, 0)
+            quiet = self.clock.now - self.known.get(key, 0)
             assert quiet >= IDLE - self.settings.slack, "a living session is ended"
         dies, self.dies = self.dies, ""
         if dies == "before":
@@ -268,4 +271,6 @@ class Sessions(RuleBasedStateMachine):
 
 
 TestSessions = Sessions.TestCase
-TestSessions.settings = hypothesis.settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestSessions.settings = hypothesis.settings(
+    max_examples=max(200, hypothesis.settings().max_examples), stateful_step_count=40
+)
