@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "sessions.session": {"sessions.settings"},
     "sessions.lifetime": {"sessions.settings"},
     "sessions.elevate": {"sessions.session", "sessions.settings"},
-    "sessions.registry": {"sessions.session", "sessions.settings"},
+    "sessions.aws": set(),
+    "sessions.registry": {"sessions.aws", "sessions.session", "sessions.settings"},
     "sessions.telemetry": {"sessions.elevate", "sessions.registry", "sessions.session"},
     "sessions.ending": {
         "sessions",
@@ -31,7 +32,7 @@ MAY_IMPORT = {
 # Who alone may talk to whom outside.
 ONLY = {
     "urllib3": {"sessions.elevate"},
-    "botocore": {"sessions.registry", "handler.bus"},
+    "botocore": {"sessions.aws", "sessions.registry", "handler.bus"},
     "fastjsonschema": {"sessions.session"},
 }
 NOBODY = {"boto3", "requests", "pydantic", "aws_xray_sdk"}

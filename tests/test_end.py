@@ -11,7 +11,8 @@ from handler import end, track
 from handler.application import Application
 from handler.bus import EventFailed, InvalidEvent, NotKept
 from handlers import Context, sample, with_body
-from sessions.registry import Registry, connect
+from sessions.aws import DynamoDB
+from sessions.registry import Registry
 
 pytestmark = pytest.mark.usefixtures("application")
 
@@ -69,7 +70,7 @@ def test_with_the_registry_alone_down_elevate_is_notified(
 def nowhere(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the registry away."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    registry = Registry(application.settings, connect("dynamodb", application.settings))
+    registry = Registry(application.settings, DynamoDB(1))
     monkeypatch.setattr(application.ending, "_registry", registry)
 
 

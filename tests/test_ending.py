@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emulated import Clock, FakeElevate
+from sessions.aws import DynamoDB
 from sessions.elevate import Elevate
 from sessions.ending import ALL_SHARDS, BACKOFF_LIMIT, End, Ending, Pacer, Sweep, backoff
 from sessions.lifetime import HOUR, MINUTE
-from sessions.registry import BATCH, Registry, connect, shard_of
+from sessions.registry import BATCH, Registry, shard_of
 from sessions.session import Activity, Session
 from sessions.settings import Settings
 
@@ -129,7 +130,7 @@ def test_ends_for_which_there_is_no_time_are_kept_for_the_sweep(
 @pytest.fixture
 def without_registry(settings: Settings, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Ending:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    nowhere = connect("dynamodb", settings)
+    nowhere = DynamoDB(1)
     return Ending(settings, Registry(settings, nowhere, clock), Elevate(settings), clock=clock)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from handler.application import application, now
-from sessions.registry import connect
+from sessions.aws import Events
 from sessions.session import FieldError, InvalidPayload, Validator
 from sessions.telemetry import Source
 
@@ -116,5 +116,5 @@ def put_sweeps(details: list[dict[str, Any]]) -> int:
 
 
 @cache
-def _events() -> Any:
-    return connect("events", application().settings)
+def _events() -> Events:
+    return Events(connections=1)

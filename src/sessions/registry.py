@@ -1,4 +1,4 @@
-"""The registry: the DynamoDB table of sessions. The only place that talks to AWS's SDK.
+"""The registry: the DynamoDB table of sessions, and every condition that guards it.
 
 A row is due while it has `dueAt` and `sweepShard`, the keys of the sparse index `due`. A lease
 (`lease`, `leaseUntil`) lies on top of that and is not in the index, so claiming a session costs no
@@ -11,7 +11,6 @@ index write, and a crash at any line leaves the row where the next sweep finds i
 BatchExecuteStatement answers 200 with an error *per statement*; `_batch` reads each of them.
 """
 
-import logging
 import random
 import time
 import uuid
@@ -20,15 +19,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import botocore.session
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from sessions.aws import DynamoDB
 from sessions.session import Activity, Session, State
 from sessions.settings import LEASE_SECONDS, Settings
-
-# botocore writes requests, and so keys, into its debug lines.
-logging.getLogger("botocore").setLevel(logging.WARNING)
 
 DUE_INDEX = "due"
 BATCH = 25  # DynamoDB's limit of statements in one BatchExecuteStatement
@@ -164,7 +159,7 @@ class Registry:
         self._settings = settings
         self._on_fault = on_fault
         self._table = settings.table_name
-        self._client = client or connect("dynamodb", settings)
+        self._client = client or DynamoDB(settings.concurrency)
         self._clock = clock
 
     # -- one session -------------------------------------------------------------------------
@@ -563,22 +558,6 @@ _THROTTLED = {
 class _ConditionFailed(Exception):
     def __init__(self, item: dict[str, Any]) -> None:
         self.item = item
-
-
-def connect(service: str, settings: Settings) -> Any:
-    """Return a client of an AWS service that gives up within seconds."""
-    # botocore rather than boto3: the same client without boto3's import of s3transfer, which is
-    # half of the import time (docs/decisions.md).
-    config = Config(
-        connect_timeout=1,
-        read_timeout=2,
-        retries={"mode": "standard", "total_max_attempts": 3},
-        max_pool_connections=settings.concurrency,
-        # What is sent is built here and was validated at the door; to check each value of a batch
-        # once more costs more than to write it down.
-        parameter_validation=False,
-    )
-    return botocore.session.get_session().create_client(service, config=config)
 
 
 def _identity(session: Session) -> dict[str, str | None]:
