@@ -19,8 +19,6 @@ from pathlib import Path
 SRC = Path(__file__).parent
 ROOMS = ("handler", "sessions")
 
-# botocore describes each AWS service in data files; these are the ones the functions call.
-SERVICES = {"dynamodb", "events"}
 # What no function imports, or reads, at run time.
 WASTE = (
     "*.dist-info",
@@ -30,6 +28,8 @@ WASTE = (
     "**/__pycache__",
     "bin",
     "boto3/data",
+    # Models of each service, which sessions/aws.py does without.
+    "botocore/data/*/",
     "boto3/examples",
     "aws_lambda_powertools/event_handler",
     "aws_lambda_powertools/utilities/data_classes",
@@ -82,9 +82,6 @@ def trim(folder: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-    for service in (folder / "botocore" / "data").iterdir():
-        if service.is_dir() and service.name not in SERVICES:
-            shutil.rmtree(service)
 
 
 def compile_all(folder: Path, root: Path) -> None:

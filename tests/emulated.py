@@ -51,6 +51,7 @@ class FakeElevate:
     url: str = ""
     statuses: list[int] = field(default_factory=lambda: [204])
     received: list[dict[str, str]] = field(default_factory=list)
+    before_answer: Callable[[], None] = lambda: None
 
     def keys(self) -> list[str]:
         """Return the session keys received, in order."""
@@ -69,6 +70,7 @@ def elevate() -> Iterator[FakeElevate]:
             with lock:
                 fake.received.append(dict(parse_qsl(urlsplit(self.path).query)))
                 status = fake.statuses.pop(0) if len(fake.statuses) > 1 else fake.statuses[0]
+            fake.before_answer()
             self.send_response(status)
             if status != 204:
                 self.send_header("Content-Length", "0")

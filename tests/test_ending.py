@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -196,21 +197,28 @@ def test_a_single_failure_does_not_stop_a_sweep(
     assert (report.unavailable, report.rejected, report.delivered) == (1, 1, 3 * BATCH - 2)
 
 
-def test_waves_double_while_elevate_answers(
-    ending: Ending, clock: Clock, monkeypatch: pytest.MonkeyPatch
+def test_an_answer_lets_no_more_than_two_more_sessions_go(
+    settings: Settings, make: Callable[[Settings], Ending], clock: Clock, elevate: FakeElevate
 ) -> None:
-    sizes: list[int] = []
-    wave = Ending._wave
-
-    def seen(self: Ending, rows: Any, *args: Any) -> Sweep:
-        sizes.append(len(rows))
-        return wave(self, rows, *args)
-
-    monkeypatch.setattr(Ending, "_wave", seen)
+    """Slow start: one batch at first, however many threads there are."""
+    ending = make(replace(settings, concurrency=8 * BATCH))
     tracked(ending, clock, 8 * BATCH)
     clock.turn(IDLE)
-    sweep(ending)
-    assert sizes == [BATCH, 2 * BATCH, 4 * BATCH, BATCH]
+    changed = threading.Condition()
+    arrived, answered, too_many = 0, 0, 0
+
+    def before_answer() -> None:
+        nonlocal arrived, answered, too_many
+        with changed:
+            arrived += 1
+            changed.notify_all()
+            too_many += arrived > BATCH + 2 * answered
+            assert changed.wait_for(lambda: arrived >= BATCH, 10)
+            answered += 1
+
+    elevate.before_answer = before_answer
+    assert sweep(ending).delivered == 8 * BATCH
+    assert not too_many
 
 
 def test_out_of_time_a_sweep_sends_nothing_and_names_what_is_left(

@@ -91,6 +91,9 @@ def test_it_runs_as_lambda_runs_it(
 HEAVY = {
     "aws_xray_sdk",
     "boto3",
+    "botocore.client",
+    "botocore.docs",
+    "botocore.session",
     "multiprocessing",
     "pydantic",
     "s3transfer",
@@ -113,7 +116,9 @@ def test_no_heavy_module_is_imported(package: Path, function: str) -> None:
     environment = {
         "TABLE_NAME": "t",
         "ELEVATE_BASE_URL": "http://127.0.0.1:9",
-        "AWS_DEFAULT_REGION": "eu-west-1",
+        "AWS_REGION": "eu-west-1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
         "POWERTOOLS_METRICS_NAMESPACE": "n",
     }
     command = [sys.executable, "-S", "-c", code]

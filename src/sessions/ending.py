@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import batched, islice
 from typing import Literal
@@ -41,8 +41,8 @@ BACKOFF_LIMIT = 15 * 60
 # What a sweep keeps in hand (seconds) to settle what it has claimed and to hand over the rest.
 SETTLE_RESERVE = 5.0
 
-# Batches a thread is given at most in one wave; what a wave can do wrong is bounded by it.
-_BATCHES_PER_THREAD = 4
+# Sessions under way at most, for each thread: a batch in work, and one to go on with.
+_WINDOW = 2 * BATCH
 
 type Ended = Literal["delivered", "over", "rejected", "kept", "lost"]
 
@@ -113,6 +113,7 @@ class Ending:
         self._registry = registry or Registry(settings, on_fault=self._telemetry.statement_failed)
         self._elevate = elevate or Elevate(settings)
         self._clock = clock
+        self._threads = settings.concurrency
         self._pacer = Pacer(0.0)
 
     # -- told -------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ class Ending:
 
         if len(sessions) == 1:
             return [end(sessions[0])]
-        with ThreadPoolExecutor(self._settings.concurrency) as threads:
+        with ThreadPoolExecutor(self._threads) as threads:
             return list(threads.map(end, sessions))
 
     def _end_unclaimed(self, session: Session, source: Source, correlation_id: str) -> End:
@@ -196,35 +197,19 @@ class Ending:
         """End the sessions that are due in `shards`, until the monotonic time `until`.
 
         `sweepers` is how many sweeps share the rate that Elevate is to be spared with. Starts with
-        one batch; waves double while Elevate answers, and a wave that finds only an
-        unavailable Elevate is the last one. Never raises for a part that failed.
+        one batch and doubles while Elevate answers; when nothing gets through any more, no further
+        session is tried. Never raises for a part that failed.
         """
         report = Sweep()
-        now = int(self._clock())
         self._pacer = Pacer(self._settings.max_rate / sweepers)
-        with ThreadPoolExecutor(self._settings.concurrency) as threads:
-            size = BATCH
-            largest = BATCH * _BATCHES_PER_THREAD * self._settings.concurrency
+        with ThreadPoolExecutor(self._threads) as threads:
             try:
-                rows = _DueRows(self._registry, threads, list(shards), now, report)
-                while wave := list(islice(rows, size)):
-                    report.due += len(wave)
-                    part = self._wave(wave, threads, until, correlation_id)
-                    report.add(part)
-                    if part.unavailable + part.unsent and not part.delivered + part.rejected:
-                        report.stopped = "elevate" if self._enough_time(until) else "time"
-                    elif not self._enough_time(until):
-                        report.stopped = "time"
-                    elif part.failed == len(wave):
-                        report.stopped = "registry"
-                    if report.stopped == "time":
-                        report.left = sorted({*rows.unfinished, *(row.shard for row in wave)})
-                    if report.stopped:
-                        break
-                    size = BATCH if part.unavailable + part.unsent else min(2 * size, largest)
+                rows = _DueRows(self._registry, threads, list(shards), int(self._clock()), report)
             except RegistryUnavailable as error:
                 self._telemetry.registry_failed("query", error, None, correlation_id)
                 report.stopped = "registry"
+            else:
+                self._flow(rows, threads, until, correlation_id, report)
         return report
 
     def retry_rejected(self, market: str | None, shards: Iterable[int], until: float) -> Sweep:
@@ -258,18 +243,64 @@ class Ending:
             page = self._registry.due(shard, now, page.next)
             yield page
 
-    def _wave(
-        self, rows: list[Row], threads: ThreadPoolExecutor, until: float, correlation_id: str
-    ) -> Sweep:
-        # Small waves are spread over all threads, large ones go in DynamoDB's full batches.
-        size = max(1, min(BATCH, -(-len(rows) // self._settings.concurrency)))
-        total = Sweep()
-        for part in threads.map(
-            lambda some: self._end_batch(some, until, correlation_id),
-            batched(rows, size, strict=False),
-        ):
-            total.add(part)
-        return total
+    def _flow(
+        self,
+        rows: "_DueRows",
+        threads: ThreadPoolExecutor,
+        until: float,
+        correlation_id: str,
+        report: Sweep,
+    ) -> None:
+        """Keep a window of sessions under way: slow start, without waiting for the slowest.
+
+        The window grows by what got through. While nothing does, nothing is added to it; when it
+        has run empty like that, the sweep is over.
+        """
+        window, flying = BATCH, 0
+        # The first batch is spread over all threads; then DynamoDB's full batches are cheaper.
+        size = -(-BATCH // self._threads)
+        silent: Literal["", "elevate", "registry"] = ""
+        under_way: dict[Future[Sweep], list[Row]] = {}
+        while True:
+            while not silent and not report.stopped and flying < window:
+                if not self._enough_time(until):
+                    report.stopped = "time"
+                    break
+                some = self._next(rows, min(size, window - flying), correlation_id, report)
+                if not some:
+                    break
+                under_way[threads.submit(self._end_batch, some, until, correlation_id)] = some
+                flying += len(some)
+                report.due += len(some)
+            if not under_way:
+                break
+            for done in wait(under_way, return_when=FIRST_COMPLETED).done:
+                some, part = under_way.pop(done), done.result()
+                flying -= len(some)
+                report.add(part)
+                troubled = part.unavailable + part.unsent
+                if part.delivered + part.rejected:
+                    silent, size = "", BATCH
+                elif troubled or part.failed:
+                    silent = "elevate" if troubled else "registry"
+                window = BATCH if troubled else min(window + len(some), _WINDOW * self._threads)
+                if part.unsent and not self._enough_time(until):
+                    report.stopped = "time"
+                    report.left += (row.shard for row in some)
+        if report.stopped == "time":
+            report.left = sorted({*report.left, *rows.unfinished})
+        elif silent and (rows.unfinished or not report.delivered + report.rejected):
+            report.stopped = silent
+
+    def _next(
+        self, rows: Iterator[Row], count: int, correlation_id: str, report: Sweep
+    ) -> list[Row]:
+        try:
+            return list(islice(rows, count))
+        except RegistryUnavailable as error:
+            self._telemetry.registry_failed("query", error, None, correlation_id)
+            report.stopped = "registry"
+            return []
 
     def _end_batch(self, rows: Sequence[Row], until: float, correlation_id: str) -> Sweep:
         """Claim, notify and settle a batch of due rows in this thread."""
@@ -417,7 +448,10 @@ class _DueRows:
         self._rows = self._stream()
 
     def __iter__(self) -> Iterator[Row]:
-        return self._rows
+        return self
+
+    def __next__(self) -> Row:
+        return next(self._rows)
 
     def _stream(self) -> Iterator[Row]:
         for shard, page in list(self._first.items()):

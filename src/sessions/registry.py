@@ -27,7 +27,7 @@ from sessions.settings import LEASE_SECONDS, Settings
 
 DUE_INDEX = "due"
 BATCH = 25  # DynamoDB's limit of statements in one BatchExecuteStatement
-PAGE = 200
+PAGE = 400
 
 _FINISHED = {"ended", "expired"}
 

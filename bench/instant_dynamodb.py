@@ -1,0 +1,118 @@
+"""A DynamoDB that answers at once and believes everything: the measure of its callers only.
+
+The emulator spends more time on a statement than the sweep does on a session; it would be the
+bottleneck of whoever calls it. A table called `due-1000` holds 1,000 due sessions, in eight shards.
+What it answers is fixed; what a registry must refuse is tested elsewhere.
+"""
+
+import asyncio
+import json
+import re
+import sys
+import time
+import uuid
+import zlib
+from functools import cache
+from typing import Any
+
+SHARDS = 8
+SCAN_PAGE = 2000  # about the megabyte that DynamoDB returns at most
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection."""
+
+    def __init__(self) -> None:
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep where to answer."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Answer each request that is complete."""
+        self._received += data
+        while (end := self._received.find(b"\r\n\r\n")) >= 0:
+            head = self._received[:end].lower()
+            length = int(re.search(rb"content-length: *(\d+)", head)[1])  # type: ignore[index]
+            if len(self._received) < end + 4 + length:
+                return
+            body = self._received[end + 4 : end + 4 + length]
+            self._received = self._received[end + 4 + length :]
+            operation = re.search(rb"dynamodb_20120810\.(\w+)", head)[1]  # type: ignore[index]
+            answer = _answer(operation.decode(), body)
+            self._transport.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.0\r\n"
+                b"x-amzn-RequestId: 00000000-0000-0000-0000-000000000000\r\n"
+                b"x-amz-crc32: %d\r\nContent-Length: %d\r\n\r\n"
+                % (zlib.crc32(answer), len(answer))
+                + answer
+            )
+
+
+def _answer(operation: str, body: bytes) -> bytes:
+    match operation:
+        case "batchexecutestatement":
+            return _believed(body.count(b'"Statement"'))
+        case "query":
+            asked = json.loads(body)
+            shard = int(asked["ExpressionAttributeValues"][":shard"]["N"])
+            start = int(asked.get("ExclusiveStartKey", {}).get("start", {}).get("N", 0))
+            return _page(_count(asked), shard, start, asked["Limit"])
+        case "scan":
+            asked = json.loads(body)
+            start = int(asked.get("ExclusiveStartKey", {}).get("start", {}).get("N", 0))
+            return _page(_count(asked), None, start, SCAN_PAGE)
+        case _:
+            return b"{}"
+
+
+def _count(asked: dict[str, Any]) -> int:
+    return int(asked["TableName"].split("-")[1])
+
+
+@cache
+def _believed(statements: int) -> bytes:
+    return json.dumps({"Responses": [{"TableName": "due"}] * statements}).encode()
+
+
+@cache
+def _page(count: int, shard: int | None, start: int, limit: int) -> bytes:
+    rows = _rows(count)
+    mine = rows if shard is None else rows[shard::SHARDS] if 0 <= shard < SHARDS else []
+    answer: dict[str, Any] = {"Items": mine[start : start + limit]}
+    if start + limit < len(mine):
+        answer["LastEvaluatedKey"] = {"start": {"N": str(start + limit)}}
+    return json.dumps(answer).encode()
+
+
+@cache
+def _rows(count: int) -> list[dict[str, Any]]:
+    now = int(time.time())
+    return [
+        {
+            "sessionKey": {"S": str(uuid.uuid4())},
+            "market": {"S": "UK"},
+            "customerKey": {"S": str(uuid.uuid4())},
+            "activeAt": {"N": str(now - 3600)},
+            "dueAt": {"N": str(now - 60)},
+            "sweepShard": {"N": str(number % SHARDS)},
+            "attempts": {"N": "0"},
+        }
+        for number in range(count)
+    ]
+
+
+async def main() -> None:
+    """Serve until the end, after telling where."""
+    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", 0)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main())
+    except KeyboardInterrupt:
+        sys.exit()
