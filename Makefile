@@ -8,7 +8,7 @@ export SAM_CLI_TELEMETRY := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit explore verify bench status session session-hash sweep retry-rejected redrive tail check format build lock clean
+.PHONY: help run test unit explore verify bench status session forget session-hash sweep retry-rejected redrive tail check format build lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ status: $(VENV)/installed ## Show sessions by state, what is due, dead letters (
 
 session: $(VENV)/installed ## Show one session's state and history (KEY=…)
 	@$(OPERATE) session $(KEY)
+
+forget: $(VENV)/installed ## Delete what the registry holds of a session (KEY=…)
+	@$(OPERATE) forget $(KEY)
 
 session-hash: $(VENV)/installed ## Print what stands for a key in the logs (KEY=…)
 	@$(OPERATE) session-hash $(KEY)

@@ -205,6 +205,29 @@ def session(ctx: click.Context, key: str, hours: int) -> None:
             click.echo(readable(line["function"], json.dumps(line)))
 
 
+@cli.command()
+@click.argument("key")
+@click.pass_context
+def forget(ctx: click.Context, key: str) -> None:
+    """Delete what the registry holds of a session, in all markets. Its end is not sent any more."""
+    target = _target(ctx)
+    dynamodb, table = target.client("dynamodb"), target.outputs["TableName"]
+    answer = dynamodb.query(
+        TableName=table,
+        KeyConditionExpression="sessionKey = :key",
+        ExpressionAttributeValues={":key": {"S": key}},
+        ProjectionExpression="sessionKey, market",
+        ConsistentRead=True,
+    )
+    for item in answer["Items"]:
+        dynamodb.delete_item(TableName=table, Key=item)
+    markets = [item["market"]["S"] for item in answer["Items"]]
+    if not markets:
+        raise click.ClickException("This session is not in the registry.")
+    told = "Forgotten in " + ", ".join(markets) + ". Dead letters may hold it for 14 days at most."
+    _print(ctx, {"forgotten": markets}, told)
+
+
 def _history(target: Target, session_hash: str, hours: int) -> Iterator[dict[str, Any]]:
     logs = target.client("logs")
     since = int((time.time() - hours * 3600) * 1000)

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import botocore.session
 import pytest
-from aws_lambda_powertools import Logger
 
 from registry_table import create_table
 from sessions.settings import Settings
+from sessions.telemetry import Telemetry
 
 
 @dataclass
@@ -71,10 +71,13 @@ def elevate() -> Iterator[FakeElevate]:
                 fake.received.append(dict(parse_qsl(urlsplit(self.path).query)))
                 status = fake.statuses.pop(0) if len(fake.statuses) > 1 else fake.statuses[0]
             fake.before_answer()
+            # What it refuses it says back, keys and all, as servers do.
+            body = b"" if status == 204 else f"no: {self.path} {unquote(self.path)}".encode()
             self.send_response(status)
             if status != 204:
-                self.send_header("Content-Length", "0")
+                self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing."""
@@ -144,7 +147,7 @@ def dynamodb(aws: str) -> Any:
 @pytest.fixture
 def log() -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """Return what reads the structured lines written since the test began."""
-    handler = Logger(location=None).registered_handler
+    handler = Telemetry()._logger.registered_handler
     assert isinstance(handler, logging.StreamHandler)
     written = io.StringIO()
     # Not setStream(): it would flush the stream of an earlier test, which is closed by now.

@@ -113,5 +113,12 @@ def _tell(
         handed_over=handed_over,
         duration_ms=round(seconds * 1000),
     )
+    if retry or (report.stopped == "registry" and not report.due):
+        return
+    # Written by each sweep that could look, zeros too: silence is what alarms take for trouble.
+    through = report.delivered + report.rejected + report.expired + report.skipped
+    telemetry.count("SweepLag", report.oldest // 60)
     telemetry.count("Due", report.due)
+    telemetry.count("Stuck", 0 if through else report.due)
     telemetry.count("Unreadable", report.unreadable)
+    telemetry.count("HandedOver", handed_over)

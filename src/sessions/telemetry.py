@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import batched
 from typing import Any, Literal
 
 from aws_lambda_powertools import Logger, Metrics
@@ -21,6 +22,8 @@ from sessions.session import FieldError, Session
 
 type Source = Literal["api", "event", "sweep"]
 
+# What came of notifications: sent, or held back by the breaker.
+_NOTIFIED = ("Delivered", "Rejected", "Unavailable", "HeldBack")
 _LEVEL = {"delivered": "info", "rejected": "error", "unavailable": "warning"}
 
 
@@ -71,6 +74,8 @@ class Telemetry:
         self._metrics = Metrics()
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._latencies: list[float] = []
+        self._attempts: list[float] = []
 
     def notified(self, n: Notified) -> None:
         """Write the line of one notification."""
@@ -91,9 +96,8 @@ class Telemetry:
         with self._lock:
             self._counts[outcome.kind.capitalize() if outcome.sent else "HeldBack"] += 1
             if outcome.sent:
-                self._metrics.add_metric(
-                    "ElevateLatency", MetricUnit.Milliseconds, outcome.latency_ms
-                )
+                self._latencies.append(outcome.latency_ms)
+                self._attempts.append(n.attempt)
 
     def expired(self, rows: Iterable[Row], source: Source, correlation_id: str) -> None:
         """Write a line for each session that Elevate must have ended itself."""
@@ -143,24 +147,39 @@ class Telemetry:
 
     def swept(self, correlation_id: str, lag: int, **fields: Any) -> None:
         """Write the one line of a sweep; `lag` is the age in seconds of the oldest due session."""
-        self._write("info", "sweep", correlation_id, oldest_age_s=lag, **fields)
-        with self._lock:
-            self._metrics.add_metric("SweepLag", MetricUnit.Seconds, lag)
+        level = "warning" if fields.get("stopped") in ("elevate", "registry") else "info"
+        self._write(level, "sweep", correlation_id, oldest_age_s=lag, **fields)
 
     def count(self, name: str, by: int = 1) -> None:
-        """Add to a count of this invocation."""
+        """Add to a count of this invocation; a count of 0 is written too."""
         with self._lock:
             self._counts[name] += by
 
     def flush(self, source: Source) -> None:
-        """Write the invocation's counts as metrics with the dimension `source`."""
+        """Write the invocation's figures as metrics, in all and by `source`.
+
+        One write to the log, no call: CloudWatch reads metrics out of it (EMF).
+        """
         with self._lock:
-            for name, value in self._counts.items():
+            counts, self._counts = self._counts, Counter()
+            latencies, self._latencies = self._latencies, []
+            attempts, self._attempts = self._attempts, []
+            # Nothing is said when nothing was sent: no news is not good news.
+            if sent := sum(counts[name] for name in _NOTIFIED):
+                counts["ElevateUnavailable"] = int(
+                    counts["Unavailable"] + counts["HeldBack"] == sent
+                )
+            for name, value in counts.items():
                 self._metrics.add_metric(name, MetricUnit.Count, value)
-            self._counts.clear()
-            if self._metrics.metric_set:
-                self._metrics.add_dimension("source", source)
-                self._metrics.flush_metrics()
+            # EMF takes a hundred values of a metric at once.
+            sendings = zip(latencies, attempts, strict=True)
+            for some in list(batched(sendings, 99, strict=False)) or [()]:
+                for latency, attempt in some:
+                    self._metrics.add_metric("ElevateLatency", MetricUnit.Milliseconds, latency)
+                    self._metrics.add_metric("Attempts", MetricUnit.Count, attempt)
+                if self._metrics.metric_set:
+                    self._metrics.add_dimensions(service=self._logger.service, source=source)
+                    self._metrics.flush_metrics()
 
     def _write(self, level: str, message: str, correlation_id: str, **fields: Any) -> None:
         kept = {name: value for name, value in fields.items() if value not in (None, "")}

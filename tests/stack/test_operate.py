@@ -79,6 +79,14 @@ def test_the_operator_sees_a_session_by_its_key_and_no_keys(deployed: Deployed) 
     assert shown[0]["session"] == hashed
 
 
+def test_the_operator_can_forget_a_session(deployed: Deployed) -> None:
+    session = new_session()
+    deployed.end(session)
+    assert deployed.operate_json("forget", session["sessionKey"]) == {"forgotten": ["UK"]}
+    code, text = deployed.operate("forget", session["sessionKey"])
+    assert (code, "not in the registry" in text) == (1, True)
+
+
 def test_the_operator_sweeps_and_retries(deployed: Deployed) -> None:
     session = new_session("SE")
     deployed.fault("reject")

@@ -1,0 +1,439 @@
+"""What is seen from outside: log lines, metrics, alarms, dashboard. And what never is: keys."""
+
+import base64
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from emulated import FakeElevate
+from handler import end, sweep, track
+from handler.application import Application
+from handler.bus import EventFailed, InvalidEvent, NotKept
+from handlers import Context, sample
+from registry_table import template
+from sessions.aws import DynamoDB
+from sessions.registry import Registry, RegistryUnavailable
+from sessions.session import Activity, Session
+from sessions.telemetry import hashed
+
+MANUAL = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
+RESOURCES: dict[str, Any] = template()["Resources"]
+ALARMS: dict[str, dict[str, Any]] = {
+    name: resource["Properties"]
+    for name, resource in RESOURCES.items()
+    if resource["Type"] == "AWS::CloudWatch::Alarm"
+}
+DEFAULTS = {name: p["Default"] for name, p in template()["Parameters"].items()}
+COMMON = {"level", "message", "timestamp", "service", "correlation_id"}
+TYPES: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "list": list,
+}
+
+type Log = Callable[[], list[dict[str, Any]]]
+
+
+def rows_of(heading: str) -> list[list[str]]:
+    """Return the cells of the manual's table whose first column has this heading."""
+    lines = iter(MANUAL.splitlines())
+    next(line for line in lines if line.startswith(f"| {heading} |"))
+    next(lines)
+    found = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip() for cell in line.strip("|").split("|")])
+    return found
+
+
+def names(cell: str) -> set[str]:
+    return set(re.findall(r"`([^`]+)`", cell))
+
+
+class World:
+    """A deployed application as its callers see it; remembers each key and each answer."""
+
+    def __init__(self, application: Application, elevate: FakeElevate) -> None:
+        self.application = application
+        self.elevate = elevate
+        self.keys: list[str] = []
+        self.answers: list[str] = []
+
+    def key(self) -> str:
+        self.keys.append(str(uuid.uuid4()).upper() if len(self.keys) % 2 else str(uuid.uuid4()))
+        return self.keys[-1]
+
+    def session(self) -> dict[str, Any]:
+        return {"market": "UK", "customerKey": self.key(), "sessionKey": self.key()}
+
+    def end(self, **changes: Any) -> None:
+        body = json.dumps(self.session() | changes)
+        self.call(end, sample("api_end", body=body))
+
+    def call(self, module: Any, request: dict[str, Any]) -> None:
+        """Keep the answer's body; a 202's Location names the session to the caller who did."""
+        self.answers.append(module.handle(request, Context())["body"])
+
+    def event(self, module: Any, name: str, *details: Any, **changes: Any) -> None:
+        detail = {"sessions": list(details)} if len(details) > 1 else details[0]
+        try:
+            module.handle(sample(name, detail=detail, **changes), Context())
+        except (InvalidEvent, NotKept, EventFailed) as error:
+            # Lambda writes an error's text, and its cause, into the log and into the dead letter.
+            self.answers.append(f"{error!r} {error.__cause__!r} {error.__suppress_context__}")
+
+    def due(self, count: int = 1, silent_for: int = 0) -> None:
+        settings = self.application.settings
+        at = int(time.time()) - settings.idle - 1 - silent_for
+        for _ in range(count):
+            session = Session("UK", self.key(), self.key())
+            assert self.application.ending.track(Activity(session, at))
+
+    def sweep(self, seconds: float = 60) -> None:
+        sweep.handle(sample("scheduled_sweep"), Context(seconds))
+
+    def held_back(self) -> None:
+        for _ in range(3):
+            self.application.ending._elevate.breaker.timed_out()
+
+    def without_registry(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with monkeypatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+            registry = Registry(self.application.settings, DynamoDB(1))
+        monkeypatch.setattr(self.application.ending, "_registry", registry)
+
+
+@pytest.fixture
+def world(application: Application, elevate: FakeElevate) -> World:
+    return World(application, elevate)
+
+
+@pytest.fixture
+def all_that_happens(
+    world: World,
+    dynamodb: Any,
+    log: Log,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> World:
+    """Go every path, the happy and the sad."""
+    taken: dict[str, Any] = {"FailedEntryCount": 0}
+    monkeypatch.setattr(
+        "handler.bus._events", lambda: type("Bus", (), {"put_events": lambda *_, **__: taken})
+    )
+    world.end()
+    world.due(3)
+    world.sweep(seconds=1)  # no time: handed over
+    world.sweep()
+    world.event(end, "session_ended", world.session())
+    world.event(track, "session_active", world.session() | {"interactive": True})
+    over = world.session()
+    world.event(end, "session_ended", over)
+    world.event(track, "session_active", over)  # too late
+    # Bad input, with keys where they should not be.
+    world.end(market=world.key())
+    world.end(sessionKey=world.key() + "x", extra=world.key())
+    world.end(**{world.key(): 1})
+    world.event(end, "session_ended", world.session(), {"sessionKey": world.key()})
+    world.event(track, "session_active", {"customerKey": world.key()})
+    world.call(end, sample("api_end", body=world.key()))
+    path = {"sessionKey": world.key() + "%20"}
+    for name in ("api_track", "api_status"):
+        world.call(track, sample(name, pathParameters=path))
+    with pytest.raises(InvalidEvent):
+        sweep.handle(sample("scheduled_sweep", detail={world.key(): world.key()}), Context())
+    # Elevate refuses, and says the keys back.
+    for status in (400, 503):
+        world.elevate.statuses = [status]
+        world.end()
+        world.due()
+        world.sweep()
+    sweep.handle(sample("retry_rejected"), Context())
+    world.elevate.statuses = [204]
+    world.due(silent_for=world.application.settings.session_limit)
+    world.sweep()  # expired
+    table = world.application.settings.table_name
+    bad = {"sweepShard": {"N": "1"}, "dueAt": {"N": "1"}, "market": {"S": "UK"}}
+    item = bad | {"sessionKey": {"S": world.key()}, "state": {"S": world.key()}}
+    dynamodb.put_item(TableName=table, Item=item)
+    world.sweep()  # unreadable
+    dynamodb.delete_item(
+        TableName=table, Key={name: item[name] for name in ("sessionKey", "market")}
+    )
+    # Crashes, with a key in the exception's message.
+    secret = world.key()
+
+    def crash(*_: Any) -> None:
+        raise ValueError(f"{secret} in {quote(secret)}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.application.ending._elevate, "notify", crash)
+        world.end()
+        world.event(end, "session_ended", world.session())
+    world.held_back()
+    world.end()
+    world.without_registry(monkeypatch)
+    world.end()
+    world.event(track, "session_active", world.session())
+    return world
+
+
+# -- log lines ---------------------------------------------------------------------------------
+
+
+def test_every_line_is_as_documented_and_every_documented_field_is_written(
+    all_that_happens: World, log: Log
+) -> None:
+    lines = {next(iter(names(row[0]))): (row[1], names(row[2])) for row in rows_of("`message`")}
+    types = {name: row[1] for row in rows_of("field") for name in names(row[0])}
+    seen: dict[str, set[str]] = {message: set() for message in lines}
+    for line in log():
+        level, fields = lines[line["message"]]
+        assert line["level"] in level
+        assert set(line) >= COMMON
+        for name in set(line) - COMMON:
+            assert name in fields, (line["message"], name)
+            assert isinstance(line[name], TYPES[types[name]]), name
+            seen[line["message"]].add(name)
+    for message, (_, fields) in lines.items():
+        assert seen[message] == fields, message
+
+
+def test_levels_say_who_must_act(world: World, log: Log) -> None:
+    for status in (204, 400, 503):
+        world.elevate.statuses = [status]
+        world.end()
+    assert [line["level"] for line in log()] == ["INFO", "ERROR", "WARNING"]
+
+
+def test_a_correlation_id_goes_from_the_call_and_the_hand_over_to_the_notification(
+    world: World, log: Log
+) -> None:
+    world.end()
+    world.due()
+    handed_over = {"correlationId": "tick of an hour ago", "depth": 1}
+    sweep.handle(sample("session_sweep", detail=handed_over), Context())
+    called = sample("api_end")["requestContext"]["requestId"]
+    found = [line["correlation_id"] for line in log()]
+    assert found == [called, "tick of an hour ago", "tick of an hour ago"]
+
+
+# -- keys --------------------------------------------------------------------------------------
+
+
+def forms(key: str) -> Iterator[str]:
+    yield from (key, quote(key, safe=""), json.dumps(key)[1:-1], key.replace("-", ""))
+    # In base64 a text begins at one of three places.
+    for before in range(3):
+        encoded = base64.b64encode(b"x" * before + key.encode()).decode()
+        yield encoded[4:-4]
+
+
+def test_no_key_is_readable_anywhere(
+    all_that_happens: World, log: Log, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = capsys.readouterr()
+    written = "\n".join([json.dumps(log()), out, err, *all_that_happens.answers]).lower()
+    assert len(all_that_happens.keys) > 50
+    for key in all_that_happens.keys:
+        for form in forms(key):
+            assert form.lower() not in written
+    assert any(str(hashed(key)) in written for key in all_that_happens.keys)
+
+
+# -- metrics -----------------------------------------------------------------------------------
+
+
+def emitted(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [
+        json.loads(line)
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith('{"_aws"')
+    ]
+
+
+def metrics_of(blob: dict[str, Any]) -> set[str]:
+    return {metric["Name"] for metric in blob["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
+
+
+def test_every_metric_is_documented_and_every_documented_one_is_written(
+    all_that_happens: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documented = set().union(*(names(row[0]) for row in rows_of("metric")))
+    blobs = emitted(capsys)
+    assert set().union(*map(metrics_of, blobs)) == documented
+    for blob in blobs:
+        (written,) = blob["_aws"]["CloudWatchMetrics"]
+        assert written["Namespace"] == "ElevateSessions"
+        assert sorted(written["Dimensions"]) == [["service"], ["service", "source"]]
+        assert blob["source"] in ("api", "event", "sweep")
+
+
+def test_each_latency_of_a_large_sweep_is_written_once(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.due(230)
+    capsys.readouterr()
+    world.sweep()
+    blobs = emitted(capsys)
+    assert sum(len(blob["ElevateLatency"]) for blob in blobs) == 230
+    assert all(len(blob["ElevateLatency"]) <= 100 for blob in blobs)
+    assert sum(sum(blob.get("Delivered", [])) for blob in blobs) == 230
+
+
+# -- alarms ------------------------------------------------------------------------------------
+
+
+def number(value: Any) -> float:
+    return float(DEFAULTS.get(value, value))
+
+
+def fires(alarm: dict[str, Any], periods: list[list[float]]) -> bool:
+    """Evaluate an alarm as CloudWatch does, over periods that each hold some data points."""
+    statistics: dict[str, Callable[[list[float]], float]]
+    statistics = {"Maximum": max, "Minimum": min, "Sum": sum}
+    statistic = statistics[alarm["Statistic"]]
+    count = int(number(alarm["EvaluationPeriods"]))
+    assert alarm["ComparisonOperator"] == "GreaterThanThreshold"
+    missing = alarm["TreatMissingData"] == "breaching"
+    breaching = [
+        statistic(points) > number(alarm["Threshold"]) if points else missing
+        for points in periods[-count:]
+    ]
+    return len(breaching) == count and all(breaching)
+
+
+def points(alarm: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> list[float]:
+    """Return what has been written of the alarm's metric under exactly its dimensions."""
+    found: list[float] = []
+    for blob in emitted(capsys):
+        (written,) = blob["_aws"]["CloudWatchMetrics"]
+        assert written["Namespace"] == alarm["Namespace"]
+        assert [d["Name"] for d in alarm["Dimensions"]] in written["Dimensions"]
+        found += blob.get(alarm["MetricName"], [])
+    return found
+
+
+def down(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.elevate.statuses = [503]
+    world.due()
+    world.sweep()
+
+
+def late(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.due(silent_for=3600)
+    world.sweep()
+
+
+def rejecting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.elevate.statuses = [400]
+    world.end()
+
+
+def unclaimable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.due()
+
+    def fail(*_: Any) -> None:
+        raise RegistryUnavailable("ThrottlingException")
+
+    monkeypatch.setattr(world.application.ending._registry, "claim_due", fail)
+    world.sweep()
+
+
+FAULTS = {
+    "SweepLagAlarm": late,
+    "StuckAlarm": unclaimable,
+    "RejectedAlarm": rejecting,
+    "UnavailableAlarm": down,
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_an_alarm_fires_on_its_fault_and_is_silent_when_all_is_well(
+    name: str,
+    world: World,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alarm = ALARMS[name]
+    world.end()
+    world.due(2)
+    capsys.readouterr()
+    world.sweep()
+    well = points(alarm, capsys)
+    FAULTS[name](world, monkeypatch)
+    ill = points(alarm, capsys)
+    count = int(number(alarm["EvaluationPeriods"]))
+    assert not fires(alarm, [well] * count)
+    assert fires(alarm, [ill] * count)
+    if count > 1:
+        assert not fires(alarm, [ill] * (count - 1) + [well])
+
+
+def test_no_sweep_for_five_minutes_is_an_alarm(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep that cannot look writes no lag; neither does one that does not run."""
+    world.without_registry(monkeypatch)
+    world.sweep()
+    alarm = ALARMS["SweepLagAlarm"]
+    assert fires(alarm, [points(alarm, capsys)] * 5)
+
+
+@pytest.mark.parametrize("function", [end, track, sweep])
+def test_a_failed_invocation_is_an_error_of_the_function(
+    function: Any, application: Application
+) -> None:
+    """Lambda counts one of `Errors` for each exception that leaves a function."""
+    alarm = ALARMS[f"{function.__name__.split('.')[-1].title()}ErrorsAlarm"]
+    with pytest.raises(InvalidEvent):
+        function.handle(sample("session_ended", detail={"no": "session"}), Context())
+    assert (alarm["Namespace"], alarm["MetricName"]) == ("AWS/Lambda", "Errors")
+    assert fires(alarm, [[1.0]])
+    assert not fires(alarm, [[0.0]])
+    assert not fires(alarm, [[]])
+
+
+@pytest.mark.parametrize("name", sorted(set(ALARMS) - set(FAULTS)))
+def test_alarms_on_awss_own_metrics_fire_at_one(name: str) -> None:
+    """What AWS counts cannot be seen here: one throttle, error or dead letter is enough."""
+    assert ALARMS[name]["Namespace"] in ("AWS/Lambda", "AWS/SQS")
+    assert fires(ALARMS[name], [[1.0]])
+    assert not fires(ALARMS[name], [[]])
+
+
+# -- dashboard ---------------------------------------------------------------------------------
+
+
+def test_the_dashboard_names_what_is_really_written(
+    all_that_happens: World, log: Log, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = set().union(*map(metrics_of, emitted(capsys)))
+    fields = set().union(*log())
+    widgets = json.loads(RESOURCES["Dashboard"]["Properties"]["DashboardBody"])["widgets"]
+    first = min(widgets, key=lambda w: (w["y"], w["x"]))
+    assert first["properties"]["title"] == "Are sessions being ended?"
+    shown = set()
+    for widget in widgets:
+        for metric in widget["properties"].get("metrics", []):
+            if metric[0] == "ElevateSessions":
+                assert metric[2:4] == ["service", "${AWS::StackName}"]
+                shown.add(metric[1])
+        if query := widget["properties"].get("query"):
+            log_groups = re.findall(r"SOURCE '\$\{(\w+)\}'", query)
+            assert {RESOURCES[group]["Type"] for group in log_groups} == {"AWS::Logs::LogGroup"}
+            asked = set(re.findall(r"\b([a-z]+(?:_[a-z]+)*)\b(?=[,) ]|$)", query.split("|", 2)[2]))
+            words = {"filter", "and", "stats", "count", "as", "ends", "latest", "one", "by"}
+            words |= {"sort", "desc", "display", "timestamp", "limit"}
+            assert asked - words <= fields
+    assert shown == written
