@@ -6,7 +6,7 @@ from functools import cache
 
 from sessions.ending import Ending
 from sessions.session import Validator, key_schema, market_schema, session_schema
-from sessions.settings import Settings
+from sessions.settings import Dialect, Settings
 from sessions.telemetry import Telemetry
 
 
@@ -28,10 +28,9 @@ def application() -> Application:
 
 
 @cache
-def session_validator() -> Validator:
+def session_validator(dialect: Dialect) -> Validator:
     """Return the check of a session to end."""
-    settings = application().settings
-    return Validator(session_schema(settings.dialect, settings.markets))
+    return Validator(session_schema(dialect, application().settings.markets))
 
 
 @cache

@@ -1,10 +1,11 @@
-"""End sessions: `POST /sessions/end`, and the event `Session Ended`."""
+"""End sessions: `POST /sessions/end`, Elevate's own routes, and the event `Session Ended`."""
 
 import time
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from handler import notifications
 from handler.api import Answer, Problem, answer, json_body, respond, unavailable
 from handler.application import application, now, session_validator
 from handler.bus import InvalidEvent, NotKept, consume, happened_at, valid
@@ -15,14 +16,15 @@ from sessions.session import session_from
 def handle(event: dict[str, Any], context: Any) -> Answer | None:
     """Serve one API call or one event."""
     if "httpMethod" in event:
-        return respond(event, _end_one)
+        elevates_own = event.get("resource") in notifications.ROUTES
+        return respond(event, notifications.end if elevates_own else _end_one)
     consume(event, context, lambda e, correlation_id: _end_all(e, context, correlation_id))
     return None
 
 
 def _end_one(event: dict[str, Any], request_id: str) -> Answer:
     payload = json_body(event)
-    session_validator()(payload)
+    session_validator(application().settings.dialect)(payload)
     session = session_from(payload)
     end = application().ending.end(session, now(), "api", request_id)
     match end.result:
@@ -48,7 +50,9 @@ def _end_one(event: dict[str, Any], request_id: str) -> Answer:
 
 
 def _end_all(event: dict[str, Any], context: Any, correlation_id: str) -> None:
-    accepted, refused = valid(event, session_validator(), correlation_id)
+    accepted, refused = valid(
+        event, session_validator(application().settings.dialect), correlation_id
+    )
     asked_at = happened_at(event)
     until = time.monotonic() + context.get_remaining_time_in_millis() / 1000 - 2 * SETTLE_RESERVE
     ends = application().ending.end_all(

@@ -1,0 +1,144 @@
+"""Elevate's own routes: its arguments in, its answers out, whatever dialect is spoken to it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from emulated import FakeElevate
+from handler import application as shared
+from handler import end
+from handler.application import Application
+from handlers import Context, forget, sample
+from sessions.aws import DynamoDB
+from sessions.registry import Registry
+
+KEYS = {
+    "market": "UK",
+    "customerKey": "d9528030-509c-4e0f-b585-7168f1e9feca",
+    "sessionKey": "b106299c-eac0-4f6f-96d2-93e57c255784",
+}
+EVENTS = {"web-v2": "api_elevate_v2", "storefront-v3": "api_elevate_storefront_v3"}
+PREFIX = {"web-v2": "esales.", "storefront-v3": ""}
+
+
+def call(route: str, **changes: Any) -> dict[str, Any]:
+    """Call a route with the documented arguments, some of them changed, None left out."""
+    arguments = {PREFIX[route] + n: v for n, v in (KEYS | changes).items() if v is not None}
+    several = {n: v if isinstance(v, list) else [v] for n, v in arguments.items()}
+    event = sample(EVENTS[route], multiValueQueryStringParameters=several)
+    answer = end.handle(event, Context())
+    assert answer
+    return answer
+
+
+def fields(answer: dict[str, Any]) -> list[str]:
+    assert answer["statusCode"] == 400, answer
+    return [error["field"] for error in json.loads(answer["body"])["errors"]]
+
+
+@pytest.fixture
+def elevate4(application: Application, monkeypatch: pytest.MonkeyPatch) -> Application:
+    monkeypatch.setenv("ELEVATE_API", "storefront-v3")
+    forget()
+    return shared.application()
+
+
+@pytest.mark.parametrize("name", ["api_elevate_v2", "api_elevate_storefront_v3"])
+def test_the_samples_reach_elevate(
+    name: str, application: Application, elevate: FakeElevate
+) -> None:
+    answer = end.handle(sample(name), Context())
+    assert answer
+    assert (answer["statusCode"], answer["body"]) == (204, "")
+    assert elevate.received == [{f"esales.{n}": v for n, v in KEYS.items()}]
+
+
+@pytest.mark.parametrize("route", PREFIX)
+def test_each_route_loses_nothing_towards_elevate_4(
+    route: str, elevate4: Application, elevate: FakeElevate
+) -> None:
+    assert call(route)["statusCode"] == 204
+    assert elevate.received == [KEYS]
+
+
+def test_a_user_context_goes_through(elevate4: Application, elevate: FakeElevate) -> None:
+    answer = call("storefront-v3", userContext="UNPERSONALIZED", customerKey=None, sessionKey="ö")
+    assert answer["statusCode"] == 204
+    sent = {"market": "UK", "sessionKey": "ö", "userContext": "UNPERSONALIZED"}
+    assert elevate.received == [sent]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"userContext": "ANONYMOUS", "customerKey": None, "sessionKey": None},
+        {"userContext": "SYNTHETIC", "customerKey": None, "sessionKey": None},
+        {"userContext": "SYNTHETIC", "sessionKey": None},
+    ],
+)
+def test_a_visitor_without_a_session_has_nothing_to_end(
+    arguments: dict[str, Any], application: Application, elevate: FakeElevate
+) -> None:
+    assert call("storefront-v3", **arguments)["statusCode"] == 204
+    assert elevate.received == []
+
+
+@pytest.mark.parametrize("route", PREFIX)
+@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize("value", [None, "", "\x00", ["a", "b"]])
+def test_what_elevate_would_refuse_is_refused_by_its_own_name(
+    route: str, name: str, value: Any, application: Application, elevate: FakeElevate
+) -> None:
+    assert fields(call(route, **{name: value})) == [PREFIX[route] + name]
+    assert elevate.received == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"userContext": "UNPERSONALIZED", "customerKey": None}, "userContext"),
+        ({"sessionKey": "not a UUID"}, "sessionKey"),
+        ({"userContext": "ANONYMOUS", "customerKey": None}, "sessionKey"),
+        ({"userContext": "NOBODY"}, "userContext"),
+        ({"market": "Atlantis"}, "market"),
+    ],
+)
+def test_what_the_configured_dialect_cannot_say_is_refused(
+    arguments: dict[str, Any], field: str, application: Application, elevate: FakeElevate
+) -> None:
+    assert field in fields(call("storefront-v3", **arguments))
+    assert elevate.received == []
+
+
+def test_bodies_and_unknown_arguments_are_ignored(
+    application: Application, elevate: FakeElevate
+) -> None:
+    event = sample("api_elevate_v2", body="nonsense", headers={"Content-Type": "image/png"})
+    event["multiValueQueryStringParameters"]["sessionKey"] = ["somebody else"]
+    answer = end.handle(event, Context())
+    assert answer
+    assert answer["statusCode"] == 204
+    assert elevate.received[0]["esales.sessionKey"] == KEYS["sessionKey"]
+
+
+@pytest.mark.parametrize(("status", "expected"), [(204, 204), (400, 400), (503, 204)])
+def test_the_answers_are_elevates(
+    status: int, expected: int, application: Application, elevate: FakeElevate
+) -> None:
+    elevate.statuses = [status]
+    assert call("web-v2")["statusCode"] == expected
+    kept = application.ending.status(KEYS["sessionKey"])
+    assert kept[0].state == {204: "ended", 400: "rejected", 503: "retrying"}[status]
+
+
+def test_503_when_nobody_can_take_it(
+    application: Application, elevate: FakeElevate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elevate.statuses = [503]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    registry = Registry(application.settings, DynamoDB(1))
+    monkeypatch.setattr(application.ending, "_registry", registry)
+    answer = call("web-v2")
+    assert answer["statusCode"] == 503
+    assert int(answer["headers"]["Retry-After"]) >= 1
