@@ -45,7 +45,9 @@ def main(target: Path) -> None:
     dependencies = target.parent / f".dependencies-{hashlib.sha256(lock).hexdigest()[:16]}"
     if not dependencies.exists():
         install(dependencies)
-    shutil.copytree(dependencies, target, dirs_exist_ok=True)
+    # A cached build begins with what an earlier version left.
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(dependencies, target)
     for room in ROOMS:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(SRC / room, target / room, ignore=ignored)
