@@ -27,6 +27,7 @@ class FaultyDynamoDB:
         self.throttles = 0
         self.statement_errors: Callable[[Statements], dict[int, str]] = lambda statements: {}
         self.calls: list[str] = []
+        self.asked: set[tuple[str, str]] = set()
 
 
 class Drop(Exception):
@@ -46,6 +47,7 @@ def faulty_dynamodb(endpoint: str) -> Iterator[FaultyDynamoDB]:
             operation = self.headers["X-Amz-Target"].split(".")[-1]
             with lock:
                 faulty.calls.append(operation)
+                faulty.asked.add((operation, json.loads(body).get("IndexName", "")))
                 throttled, faulty.throttles = faulty.throttles > 0, faulty.throttles - 1
             try:
                 faulty.before(operation)

@@ -1,0 +1,111 @@
+"""openapi.yaml is the interface: what it says, the functions and the README say too."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from openapi_schema_validator import OAS30Validator
+from openapi_spec_validator import validate
+
+from sessions.session import Validator, session_schema
+from sessions.settings import Dialect
+
+ROOT = Path(__file__).parent.parent
+API: dict[str, Any] = yaml.safe_load((ROOT / "openapi.yaml").read_text())
+SCHEMAS: dict[str, Any] = API["components"]["schemas"]
+DIALECTS: tuple[Dialect, ...] = ("web-v2", "storefront-v3")
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in API["paths"].items():
+        for method in set(methods) & {"get", "put", "post"}:
+            yield method.upper(), path, methods[method]
+
+
+def resolved(part: Any) -> Any:
+    """Follow a reference."""
+    if isinstance(part, dict) and "$ref" in part:
+        *_, room, name = part["$ref"].split("/")
+        return API["components"][room][name]
+    return part
+
+
+def whole(schema: Any) -> Any:
+    """Return a schema with all its references followed."""
+    schema = resolved(schema)
+    if isinstance(schema, list):
+        return [whole(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {name: whole(part) for name, part in schema.items()}
+
+
+def test_it_is_valid() -> None:
+    validate(API)
+
+
+@pytest.mark.parametrize(("name", "activity"), [("Session", False), ("Activity", True)])
+def test_the_functions_schemas_equal_it(name: str, activity: bool) -> None:
+    said = SCHEMAS[name]
+    enforced = [
+        session_schema(dialect, (), key_in_body=not activity, activity=activity)
+        for dialect in DIALECTS
+    ]
+    contexts: set[str] = set()
+    for schema in enforced:
+        assert set(schema["properties"]) == set(said["properties"])
+        assert schema["additionalProperties"] is said["additionalProperties"] is False
+        # What only one dialect requires is said in words.
+        assert set(said["required"]) <= set(schema["required"])
+        contexts |= set(schema["properties"]["userContext"]["enum"])
+        for field, rule in schema["properties"].items():
+            described = resolved(said["properties"][field])
+            for limit in ("minLength", "maxLength"):
+                if limit in rule:
+                    assert described[limit] == rule[limit], field
+            assert described["type"] == rule.get("type", "string")
+    assert contexts == set(said["properties"]["userContext"]["enum"])
+    common = set.intersection(*(set(schema["required"]) for schema in enforced))
+    assert common == set(said["required"])
+
+
+def test_each_request_has_an_example_that_is_accepted() -> None:
+    for method, path, operation in operations():
+        if "requestBody" in operation:
+            content = operation["requestBody"]["content"]["application/json"]
+            keyed = "{" not in path
+            for dialect in DIALECTS:
+                schema = session_schema(dialect, (), key_in_body=keyed, activity=not keyed)
+                Validator(schema)(content["example"])
+        for parameter in operation.get("parameters", []):
+            assert "example" in parameter or not parameter["required"], (method, path)
+
+
+def test_each_answer_has_an_example_that_fits_its_schema() -> None:
+    for method, path, operation in operations():
+        for status, answer in operation["responses"].items():
+            for content in resolved(answer).get("content", {}).values():
+                OAS30Validator(whole(content["schema"])).validate(content["example"])
+            assert status in ("202", "204") or "content" in resolved(answer), (method, path)
+
+
+def test_every_problem_is_described() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "src" / "handler").glob("*.py"))
+    used = set(re.findall(r'(?:HTTPStatus\.[A-Z_]+,\s+|kind: )"([a-z-]+)"', code))
+    kinds = {kind.rsplit(":", 1)[1] for kind in SCHEMAS["Problem"]["properties"]["type"]["enum"]}
+    assert used | {"gateway"} == kinds
+    for kind in kinds:
+        assert kind in SCHEMAS["Problem"]["properties"]["type"]["description"]
+
+
+def test_the_readme_says_the_same() -> None:
+    readme = (ROOT / "README.md").read_text()
+    everywhere = {"400", "413", "415", "500", "503"}
+    rows = dict(re.findall(r"^\| `((?:GET|PUT|POST) \S+)` \|.*\| (.*) \|$", readme, re.MULTILINE))
+    assert set(rows) == {f"{method} {path}" for method, path, _ in operations()}
+    for method, path, operation in operations():
+        told = set(re.findall(r"\b[2-5]\d\d\b", rows[f"{method} {path}"]))
+        assert told | everywhere == set(operation["responses"]) | everywhere, (method, path)
