@@ -3,6 +3,7 @@
 import uuid
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -34,6 +35,20 @@ def test_an_end_reaches_elevate_as_documented_and_once(deployed: Deployed) -> No
         f"&esales.sessionKey={session['sessionKey']}"
     )
     assert deployed.state(session)["state"] == "ended"
+
+
+def test_elevates_own_routes_deliver_what_was_meant_for_elevate(deployed: Deployed) -> None:
+    """The request that Elevate documents, market encoded, at the path it has below our stage."""
+    for path, prefix in (("/v2", "esales."), ("/storefront/v3", "")):
+        session = new_session("Sverige & Norge/ü")
+        query = urlencode({prefix + name: value for name, value in session.items()})
+        answer = deployed.call("POST", f"{path}/notifications/end?{query}")
+        assert (answer.status, answer.body) == (204, "")
+        (received,) = deployed.received(session)
+        assert received["status"] == 204
+        refused = deployed.call("POST", f"{path}/notifications/end")
+        assert refused.status == 400
+        assert refused.json["errors"][0]["field"].startswith(prefix)
 
 
 def test_an_end_that_elevate_cannot_take_is_kept_and_delivered_later(deployed: Deployed) -> None:
