@@ -114,8 +114,7 @@ def cold(stack: Stack) -> list[Result]:
     """First answer of `POST /sessions/end` under the Runtime Interface Emulator, medians."""
     folder = stack.folder / "cold"
     package, yardstick = folder / "ours" / "EndFunction", folder / "yardstick"
-    if not package.exists():
-        subprocess.run([sys.executable, ROOT / "src" / "package.py", package], check=True)
+    subprocess.run([sys.executable, ROOT / "src" / "package.py", package], check=True)
     if not yardstick.exists():
         template = ROOT / "bench" / "yardstick" / "template.yaml"
         command = [str(BIN / "sam"), "build", "-t", str(template), "--build-dir", str(yardstick)]
@@ -221,7 +220,7 @@ def compare(
 # -- sweeps ------------------------------------------------------------------------------------
 
 
-def sweeps(stack: Stack, count: int = 5000) -> list[Result]:
+def sweeps(stack: Stack, count: int = 10_000) -> list[Result]:
     """A sweep of due sessions against bare POSTs, and against the straightforward sweep.
 
     All contenders post 16 at a time, those in threads with the same time-outs, to the same Elevate;
@@ -232,7 +231,7 @@ def sweeps(stack: Stack, count: int = 5000) -> list[Result]:
     with instant_dynamodb():
         settings = replace(settings_of(stack), table_name=f"due-{count}")
         straightforward(stack, settings.table_name)  # the database makes its rows once
-        for _ in range(5):
+        for _ in range(3):
             urls = [url_of(stack, new_session()) for _ in range(count)]
             bare_cpu.append(cpu_of(lambda: bare_posts(settings, urls)))  # noqa: B023
             by_requests.append(cpu_of(lambda: requests_posts(urls)))  # noqa: B023

@@ -266,7 +266,10 @@ class Ending:
                 if not self._enough_time(until):
                     report.stopped = "time"
                     break
-                some = self._next(rows, min(size, window - flying), correlation_id, report)
+                room = window - flying
+                if room < size and flying >= size * self._threads:
+                    break  # all threads have work: wait until there is room for a full batch
+                some = self._next(rows, min(size, room), correlation_id, report)
                 if not some:
                     break
                 under_way[threads.submit(self._end_batch, some, until, correlation_id)] = some
