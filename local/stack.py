@@ -176,6 +176,10 @@ class Stack:
                 start_new_session=True,
             )
         self._processes.append(process)
+        self._write_down()
+
+    def _write_down(self) -> None:
+        """Let the next run know what to end, should this one be killed outright."""
         pids = [process.pid for process in self._processes]
         (self.folder / "processes.json").write_text(json.dumps(pids))
 
@@ -236,11 +240,16 @@ class Stack:
                 start_new_session=True,
             ) as sam,
         ):
+            self._processes.append(sam)
+            self._write_down()
             try:
                 code = sam.wait()
             except BaseException:
                 _end_group(sam.pid, signal.SIGKILL)
                 raise
+            finally:
+                self._processes.remove(sam)
+                self._write_down()
         if code:
             self._say(log.read_text(errors="replace"))
             raise StackError(f"`sam {arguments[0]}` failed; its output is above.")
@@ -290,4 +299,4 @@ def _is_ours(pid: int) -> bool:
         text=True,
         check=False,
     ).stdout
-    return "ministack" in shown or "local.simulated_elevate" in shown
+    return any(name in shown for name in ("ministack", "local.simulated_elevate", f"{BIN}/sam "))

@@ -85,7 +85,9 @@ def test_run_shows_how_to_call_it_and_leaves_nothing_behind(tmp_path: Path) -> N
     # Given a run that was killed outright
     with run(tmp_path / "killed") as killed:
         wait_for(lambda: killed.says("Building"), 60)
-        left = wait_for(lambda: killed.processes())
+        # the emulator, the simulated Elevate, and the build
+        wait_for(lambda: len(killed.processes()) == 3)
+        left = killed.processes()
         killed.process.kill()
         killed.process.wait()
     assert all(is_running(group) for group in left)
