@@ -263,8 +263,10 @@ class _BoundedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        # A time-out of zero would mean "do not block" to the socket.
-        self._sock.settimeout(max(self._deadline - time.monotonic(), 0.001))
+        # The first read has the socket's own time-out. To set one costs a call and the GIL.
+        if self.started:
+            # Zero would mean "do not block" to the socket.
+            self._sock.settimeout(max(self._deadline - time.monotonic(), 0.001))
         count = self._raw.readinto(buffer)
         self.started = self.started or bool(count)
         return count
