@@ -4,7 +4,6 @@ import http.server
 import io
 import itertools
 import json
-import logging
 import os
 import socket
 import subprocess
@@ -147,8 +146,7 @@ def dynamodb(aws: str) -> Any:
 @pytest.fixture
 def log() -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """Return what reads the structured lines written since the test began."""
-    handler = Telemetry()._logger.registered_handler
-    assert isinstance(handler, logging.StreamHandler)
+    handler = Telemetry()._handler
     written = io.StringIO()
     # Not setStream(): it would flush the stream of an earlier test, which is closed by now.
     handler.stream = written

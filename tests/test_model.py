@@ -44,7 +44,7 @@ class Crash(BaseException):
 class Quiet(Telemetry):
     """Write nothing: the model makes many thousand notifications."""
 
-    def _write(self, level: str, message: str, correlation_id: str, **fields: Any) -> None: ...
+    def _print(self, text: str) -> None: ...
 
 
 class Troubled:

@@ -97,32 +97,41 @@ class Elevate:
         if not self.breaker.lets_through():
             return Outcome("unavailable", reason="not sent: Elevate has timed out", sent=False)
         started = self._clock()
+        status, retry_after, reason = None, None, ""
+        kind: Kind = "unavailable"
         try:
-            outcome = self._post(session)
+            status, wish, body = self._post(session)
         except TimeoutError as error:
             self.breaker.timed_out()
-            outcome = Outcome("unavailable", reason=_describe(error))
+            reason = _describe(error)
         except HTTPError as error:
             self.breaker.answered()
-            outcome = Outcome("unavailable", reason=_describe(error))
+            reason = _describe(error)
         else:
             self.breaker.answered()
-        return _timed(outcome, (self._clock() - started) * 1000)
+            kind = _kind(status)
+            if kind != "delivered":
+                reason = _mask(body, session)
+                retry_after = _seconds(wish) if kind == "unavailable" else None
+        latency_ms = round((self._clock() - started) * 1000, 1)
+        return Outcome(kind, status, reason, retry_after, latency_ms)
 
-    def _post(self, session: Session) -> Outcome:
+    def _post(self, session: Session) -> tuple[int, str | None, bytes]:
+        """Return the answer's status, its Retry-After and the start of its body."""
         url = f"{self._path}?{query_of(session, self._dialect)}"
         try:
             response = self._open(url)
         except _StaleConnection:
             response = self._open(url)
         try:
-            body = response.read(_READ_BYTES)
+            # No body is the rule, and read cheaper so.
+            body = response.read(_READ_BYTES if response.length_remaining != 0 else None)
         finally:
             # An answer that goes on is not read to its end: the connection is worth less.
             if response.length_remaining != 0:
                 response.close()
             response.release_conn()
-        return _outcome(response.status, response.headers.get("Retry-After"), body, session)
+        return response.status, response.headers.get("Retry-After"), body
 
     def _open(self, url: str) -> urllib3.BaseHTTPResponse:
         return self._pool.urlopen(
@@ -195,19 +204,12 @@ def query_of(session: Session, dialect: Dialect) -> str:
     )
 
 
-def _outcome(status: int, retry_after: str | None, body: bytes, session: Session) -> Outcome:
+def _kind(status: int) -> Kind:
     if 200 <= status < 300:
-        return Outcome("delivered", status)
-    reason = _mask(body, session)
+        return "delivered"
     if 400 <= status < 500 and status not in _TEMPORARY:
-        return Outcome("rejected", status, reason)
-    return Outcome("unavailable", status, reason, _seconds(retry_after))
-
-
-def _timed(outcome: Outcome, latency_ms: float) -> Outcome:
-    return Outcome(
-        outcome.kind, outcome.status, outcome.reason, outcome.retry_after, round(latency_ms, 1)
-    )
+        return "rejected"
+    return "unavailable"
 
 
 def _seconds(retry_after: str | None) -> int | None:

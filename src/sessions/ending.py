@@ -12,9 +12,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import batched, islice
+from queue import SimpleQueue
 from typing import Literal
 
 from sessions import lifetime
@@ -43,6 +44,12 @@ SETTLE_RESERVE = 5.0
 
 # Sessions under way at most, for each thread: a batch in work, and one to go on with.
 _WINDOW = 2 * BATCH
+
+# The smallest batch (sessions) that is worth its two calls to DynamoDB while others are at work.
+_LEAST = 8
+
+# No line about a notification is written later than this (seconds) after the notification.
+_TELL_WITHIN = 1.0
 
 type Ended = Literal["delivered", "over", "rejected", "kept", "lost"]
 
@@ -142,9 +149,8 @@ class Ending:
             self._telemetry.expired([claim.row], source, correlation_id)
             return End("over")
         outcome = self._elevate.notify(session)
-        self._telemetry.notified(
-            Notified(outcome, session, claim.row.attempts + outcome.sent, source, correlation_id)
-        )
+        attempt = claim.row.attempts + outcome.sent
+        self._telemetry.notified([Notified(outcome, session, attempt, source, correlation_id)])
         self._settle([(claim, self._settlement(claim.row, outcome))], correlation_id)
         match outcome.kind:
             case "delivered":
@@ -182,7 +188,7 @@ class Ending:
     def _end_unclaimed(self, session: Session, source: Source, correlation_id: str) -> End:
         """Notify all the same: a registry that is down must not keep visitors signed in."""
         outcome = self._elevate.notify(session)
-        self._telemetry.notified(Notified(outcome, session, 1, source, correlation_id))
+        self._telemetry.notified([Notified(outcome, session, 1, source, correlation_id)])
         if outcome.kind == "unavailable":
             return End(
                 "lost", outcome.status, retry_after=outcome.retry_after or self._settings.retry_base
@@ -257,39 +263,44 @@ class Ending:
         has run empty like that, the sweep is over.
         """
         window, flying = BATCH, 0
-        # The first batch is spread over all threads; then DynamoDB's full batches are cheaper.
-        size = -(-BATCH // self._threads)
         silent: Literal["", "elevate", "registry"] = ""
         under_way: dict[Future[Sweep], list[Row]] = {}
+        finished: SimpleQueue[Future[Sweep]] = SimpleQueue()
         while True:
             while not silent and not report.stopped and flying < window:
                 if not self._enough_time(until):
                     report.stopped = "time"
                     break
                 room = window - flying
-                if room < size and flying >= size * self._threads:
+                # A window is spread over all threads; where it is wide, in DynamoDB's full batches.
+                size = min(-(-window // self._threads), BATCH)
+                if room < size and len(under_way) >= self._threads:
                     break  # all threads have work: wait until there is room for a full batch
-                some = self._next(rows, min(size, room), correlation_id, report)
+                # The last sessions are spread, so that no thread ends long after the others.
+                share = max(-(-rows.ahead // self._threads), _LEAST) if rows.ahead else size
+                some = self._next(rows, min(size, share, room), correlation_id, report)
                 if not some:
                     break
-                under_way[threads.submit(self._end_batch, some, until, correlation_id)] = some
+                batch = threads.submit(self._end_batch, some, until, correlation_id)
+                under_way[batch] = some
+                batch.add_done_callback(finished.put)
                 flying += len(some)
                 report.due += len(some)
             if not under_way:
                 break
-            for done in wait(under_way, return_when=FIRST_COMPLETED).done:
-                some, part = under_way.pop(done), done.result()
-                flying -= len(some)
-                report.add(part)
-                troubled = part.unavailable + part.unsent
-                if part.delivered + part.rejected:
-                    silent, size = "", BATCH
-                elif troubled or part.failed:
-                    silent = "elevate" if troubled else "registry"
-                window = BATCH if troubled else min(window + len(some), _WINDOW * self._threads)
-                if part.unsent and not self._enough_time(until):
-                    report.stopped = "time"
-                    report.left += (row.shard for row in some)
+            done = finished.get()
+            some, part = under_way.pop(done), done.result()
+            flying -= len(some)
+            report.add(part)
+            troubled = part.unavailable + part.unsent
+            if part.delivered + part.rejected:
+                silent = ""
+            elif troubled or part.failed:
+                silent = "elevate" if troubled else "registry"
+            window = BATCH if troubled else min(window + len(some), _WINDOW * self._threads)
+            if part.unsent and not self._enough_time(until):
+                report.stopped = "time"
+                report.left += (row.shard for row in some)
         if report.stopped == "time":
             report.left = sorted({*report.left, *rows.unfinished})
         elif silent and (rows.unfinished or not report.delivered + report.rejected):
@@ -308,8 +319,10 @@ class Ending:
     def _end_batch(self, rows: Sequence[Row], until: float, correlation_id: str) -> Sweep:
         """Claim, notify and settle a batch of due rows in this thread."""
         part = Sweep()
-        past = [row for row in rows if self._is_past_deadline(row)]
-        alive = [row for row in rows if not self._is_past_deadline(row)]
+        past: list[Row] = []
+        alive: list[Row] = []
+        for row in rows:
+            (past if self._is_past_deadline(row) else alive).append(row)
         try:
             if past:
                 expired = self._registry.expire(past)
@@ -328,31 +341,38 @@ class Ending:
             return part
         part.claimed = len(claims)
         part.skipped += len(alive) - len(claims)
-        settlements = [self._notify(claim, until, correlation_id, part) for claim in claims]
-        self._settle(settlements, correlation_id)
+        self._settle(list(self._notify(claims, until, correlation_id, part)), correlation_id)
         return part
 
     def _notify(
-        self, claim: Claim, until: float, correlation_id: str, part: Sweep
-    ) -> tuple[Claim, Settlement]:
-        self._pacer.wait()
-        if not self._enough_time(until):
-            part.unsent += 1
-            return claim, Settlement("open")
-        session = claim.row.session
-        outcome = self._elevate.notify(session)
-        self._telemetry.notified(
-            Notified(outcome, session, claim.row.attempts + outcome.sent, "sweep", correlation_id)
-        )
-        if outcome.kind == "delivered":
-            part.delivered += 1
-        elif outcome.kind == "rejected":
-            part.rejected += 1
-        elif outcome.sent:
-            part.unavailable += 1
-        else:
-            part.unsent += 1
-        return claim, self._settlement(claim.row, outcome)
+        self, claims: Sequence[Claim], until: float, correlation_id: str, part: Sweep
+    ) -> Iterator[tuple[Claim, Settlement]]:
+        """Notify of one after the other; yield what to write about each."""
+        told: list[Notified] = []
+        told_at = time.monotonic()
+        for claim in claims:
+            self._pacer.wait()
+            if not self._enough_time(until):
+                part.unsent += 1
+                yield claim, Settlement("open")
+                continue
+            session = claim.row.session
+            outcome = self._elevate.notify(session)
+            attempt = claim.row.attempts + outcome.sent
+            told.append(Notified(outcome, session, attempt, "sweep", correlation_id))
+            if time.monotonic() > told_at + _TELL_WITHIN:
+                self._telemetry.notified(told)
+                told, told_at = [], time.monotonic()
+            if outcome.kind == "delivered":
+                part.delivered += 1
+            elif outcome.kind == "rejected":
+                part.rejected += 1
+            elif outcome.sent:
+                part.unavailable += 1
+            else:
+                part.unsent += 1
+            yield claim, self._settlement(claim.row, outcome)
+        self._telemetry.notified(told)
 
     # -- rules ------------------------------------------------------------------------------
 
@@ -446,6 +466,8 @@ class _DueRows:
         first = threads.map(lambda shard: registry.due(shard, now), shards)
         self._first = {s: p for s, p in zip(shards, first, strict=True) if p.rows or p.unreadable}
         self.unfinished = list(self._first)
+        # How many rows are still to come, once that is known; until then 0.
+        self.ahead = 0
         due = [row.due_at for page in self._first.values() for row in page.rows]
         report.oldest = max(0, now - min(due, default=now))
         self._rows = self._stream()
@@ -461,7 +483,10 @@ class _DueRows:
             del self._first[shard]
             while True:
                 self._report.unreadable += page.unreadable
-                yield from page.rows
+                is_last = not page.next and not self._first
+                for index, row in enumerate(page.rows):
+                    self.ahead = len(page.rows) - index - 1 if is_last else 0
+                    yield row
                 if not page.next:
                     break
                 page = self._registry.due(shard, self._now, page.next)

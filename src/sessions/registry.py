@@ -27,7 +27,7 @@ from sessions.settings import LEASE_SECONDS, Settings
 
 DUE_INDEX = "due"
 BATCH = 25  # DynamoDB's limit of statements in one BatchExecuteStatement
-PAGE = 400
+PAGE = 1000
 
 _FINISHED = {"ended", "expired"}
 
@@ -283,12 +283,13 @@ class Registry:
     def claim_due(self, rows: Sequence[Row]) -> list[Claim]:
         """Take leases on due rows; those that have changed since they were read are left out."""
         now = int(self._clock())
-        claims = [Claim(row, uuid.uuid4().hex) for row in rows]
+        lease = uuid.uuid4().hex
+        claims = [Claim(row, lease) for row in rows]
         update = f"SET lease = ? SET leaseUntil = ? WHERE {_KEY} AND {DUE_CONDITION}"
         done = self._batch(
             (
                 update,
-                [_s(claim.lease), _n(now + LEASE_SECONDS)],
+                [_s(lease), _n(now + LEASE_SECONDS)],
                 claim.row,
                 [_n(claim.row.due_at), _n(now)],
             )
