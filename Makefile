@@ -8,7 +8,7 @@ export SAM_CLI_TELEMETRY := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit explore verify bench status session forget session-hash sweep retry-rejected redrive tail check format build lock clean
+.PHONY: help run test unit explore fuzz verify bench status session forget session-hash sweep retry-rejected redrive tail docs check scan audit format build lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ unit: $(VENV)/installed ## Run the tests that need no deployed stack
 
 explore: $(VENV)/installed ## Let Hypothesis look for examples that no run has tried
 	$(BIN)/pytest --ignore tests/stack --hypothesis-profile explore -k "$(or $(K),TestSessions)"
+
+fuzz: $(VENV)/installed ## Send the deployed API whatever there is, for two minutes (FUZZ=seconds, SEED=…)
+	FUZZ=$(or $(FUZZ),120) SEED=$(or $(SEED),$$(date +%s)) $(BIN)/pytest -n 0 -s tests/test_door.py -k right_answer
 
 verify: $(VENV)/installed ## Break everything under load, then count what was lost (N=2000)
 	@PYTHONPATH=src $(BIN)/python -m local.verify $(N)
@@ -57,11 +60,22 @@ redrive: $(VENV)/installed ## Give dead letters to their functions once more
 tail: $(VENV)/installed ## Follow the functions' logs
 	@$(OPERATE) tail
 
-check: $(VENV)/installed ## Lint, types and template
+docs: $(VENV)/installed ## Write the HTTP interface as one page to read
+	@$(BIN)/python -m local.interface
+
+check: $(VENV)/installed scan ## Lint, types, template and its security
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	AWS_DEFAULT_REGION=eu-west-1 $(BIN)/sam validate --lint
+
+scan: $(VENV)/scan/installed ## Look for what is insecure in the template (.checkov.yaml has the exceptions)
+	@mkdir -p .local
+	@$(BIN)/python -m local.flat > .local/template.json
+	$(VENV)/scan/bin/checkov --config-file .checkov.yaml
+
+audit: $(VENV)/scan/installed ## Ask PyPI for known vulnerabilities in what the functions ship
+	$(VENV)/scan/bin/pip-audit --require-hashes --disable-pip -r src/requirements.txt
 
 format: $(VENV)/installed ## Format the code
 	$(BIN)/ruff check --fix
@@ -73,6 +87,7 @@ build: $(VENV)/installed ## Build the functions' package into .aws-sam
 lock: $(VENV)/installed ## Pin all dependencies anew, with hashes
 	$(BIN)/uv pip compile $(LOCK) requirements-dev.in -o requirements-dev.txt
 	$(BIN)/uv pip compile $(LOCK) -c requirements-dev.txt src/requirements.in -o src/requirements.txt
+	$(BIN)/uv pip compile $(LOCK) requirements-scan.in -o requirements-scan.txt
 
 LOCK := --quiet --upgrade --universal --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
@@ -87,4 +102,10 @@ $(VENV)/installed: requirements-dev.txt
 		|| { echo "Python 3.13 is needed: $(PYTHON) is another version." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+# The scanners have an environment of their own: they want older versions of what the rest uses.
+$(VENV)/scan/installed: requirements-scan.txt $(VENV)/installed
+	$(PYTHON) -m venv $(VENV)/scan
+	$(VENV)/scan/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-scan.txt
 	@touch $@

@@ -36,6 +36,8 @@ class Target:
         if stack:
             self._session = boto3.Session(profile_name=profile, region_name=region)
             self._endpoint = None
+            # The alias that all traffic goes to; retries and dead letters are set for it alone.
+            self._alias = ":live"
         else:
             embedded = ROOT / folder / "stack.json"
             if not embedded.exists():
@@ -44,6 +46,8 @@ class Target:
                 )
             info = json.loads(embedded.read_text())
             stack, self._endpoint = info["stackName"], info["awsEndpointUrl"]
+            # MiniStack forgets them where a version is called.
+            self._alias = ""
             self._session = boto3.Session(
                 aws_access_key_id="test",
                 aws_secret_access_key="test",  # noqa: S106 - the emulator takes any
@@ -57,6 +61,12 @@ class Target:
     def client(self, service: str) -> Any:
         """Return a client of a service."""
         return self._session.client(service, endpoint_url=self._endpoint)  # type: ignore[call-overload]
+
+    def invoke(self, function: str, event: Any) -> None:
+        """Invoke a function asynchronously, so that Lambda retries it."""
+        self.client("lambda").invoke(
+            FunctionName=function + self._alias, InvocationType="Event", Payload=json.dumps(event)
+        )
 
     @property
     def log_groups(self) -> list[str]:
@@ -271,7 +281,7 @@ def redrive(ctx: click.Context) -> None:
 
 def redrive_all(target: Target) -> Counter[str]:
     """Give each dead letter to its function again; return how many of which queue."""
-    sqs, functions = target.client("sqs"), target.client("lambda")
+    sqs = target.client("sqs")
     done: Counter[str] = Counter()
     for name, output in QUEUES.items():
         queue = target.outputs[output]
@@ -281,9 +291,7 @@ def redrive_all(target: Target) -> Counter[str]:
             )
             for message in received.get("Messages", []):
                 function, event = _addressee(target, output, message)
-                functions.invoke(
-                    FunctionName=function, InvocationType="Event", Payload=json.dumps(event)
-                )
+                target.invoke(function, event)
                 sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
                 done[name] += 1
     return done

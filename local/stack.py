@@ -104,6 +104,7 @@ class Stack:
             *overrides,
         )
         self.info = self._describe(parameters)
+        self._copy_invoke_settings()
         (self.folder / "stack.json").write_text(json.dumps(self.info, indent=2) + "\n")
         return self.info
 
@@ -254,16 +255,29 @@ class Stack:
             self._say(log.read_text(errors="replace"))
             raise StackError(f"`sam {arguments[0]}` failed; its output is above.")
 
+    def _copy_invoke_settings(self) -> None:
+        """Copy what AWS reads at the alias to the function, where MiniStack looks for it."""
+        functions = self.client("lambda")
+        for name in self.info["functions"].values():
+            found = functions.get_function_event_invoke_config(FunctionName=name, Qualifier="live")
+            functions.put_function_event_invoke_config(
+                FunctionName=name,
+                MaximumRetryAttempts=found["MaximumRetryAttempts"],
+                DestinationConfig={"OnFailure": found["DestinationConfig"]["OnFailure"]},
+            )
+
     def _describe(self, parameters: dict[str, str]) -> dict[str, Any]:
         stacks = self.client("cloudformation").describe_stacks(StackName=STACK_NAME)["Stacks"]
         outputs = {o["OutputKey"]: o["OutputValue"] for o in stacks[0]["Outputs"]}
-        key = self.client("apigateway").get_api_key(apiKey=outputs["ApiKeyId"], includeValue=True)
+        key_id = outputs.get("ApiKeyId")  # signed calls need none
+        gateway = self.client("apigateway")
+        key = gateway.get_api_key(apiKey=key_id, includeValue=True)["value"] if key_id else ""
         api_id = outputs["ApiUrl"].split("//")[1].split(".")[0]
         functions = {name: outputs[f"{name.title()}FunctionName"] for name in _FUNCTIONS}
         return {
             # MiniStack's own form: names under .localhost do not resolve everywhere.
             "apiUrl": f"{self.aws_endpoint_url}/_aws/execute-api/{api_id}/api",
-            "apiKey": key["value"],
+            "apiKey": key,
             "elevateUrl": parameters.get("ElevateBaseUrl") or self.elevate_url,
             "awsEndpointUrl": self.aws_endpoint_url,
             "region": REGION,

@@ -10,11 +10,15 @@ from xdist.scheduler import LoadScopeScheduling
 pytest_plugins = ["emulated", "handlers"]
 
 
+# Where all tests share one deployed stack.
+STACKS = ("tests/stack/", "tests/test_door.py")
+
+
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Spread single tests over the workers, but those on the deployed stack stay together."""
+    """Spread single tests over the workers, but those on a deployed stack stay together."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "tests/stack" if nodeid.startswith("tests/stack/") else nodeid
+        return next((stack for stack in STACKS if nodeid.startswith(stack)), nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:

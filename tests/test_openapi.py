@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
 
+from local.interface import BY_DEFAULT, interface, page
 from sessions.session import Validator, session_schema
 from sessions.settings import Dialect
 
 ROOT = Path(__file__).parent.parent
-API: dict[str, Any] = yaml.safe_load((ROOT / "openapi.yaml").read_text())
+API: dict[str, Any] = interface()
 SCHEMAS: dict[str, Any] = API["components"]["schemas"]
 DIALECTS: tuple[Dialect, ...] = ("web-v2", "storefront-v3")
 
@@ -43,8 +43,55 @@ def whole(schema: Any) -> Any:
     return {name: whole(part) for name, part in schema.items()}
 
 
-def test_it_is_valid() -> None:
-    validate(API)
+SIGNED = frozenset({"CallsAreSigned"})
+TO_BROWSERS = frozenset({"HasApiKey", "HasCorsOrigin"})
+ENDS = {"endSession", "endAsWebV2", "endAsStorefrontV3"}
+
+
+@pytest.mark.parametrize("conditions", [BY_DEFAULT, SIGNED, TO_BROWSERS])
+def test_it_is_valid_whatever_the_parameters(conditions: frozenset[str]) -> None:
+    validate(interface(conditions))
+
+
+@pytest.mark.parametrize(
+    ("conditions", "ends", "others"),
+    [
+        (BY_DEFAULT, [{"apiKey": []}], [{"apiKey": []}]),
+        (SIGNED, [{"signature": []}], [{"signature": []}]),
+        (TO_BROWSERS, [], [{"apiKey": []}]),
+    ],
+)
+def test_only_ends_are_ever_open(
+    conditions: frozenset[str], ends: list[Any], others: list[Any]
+) -> None:
+    for methods in interface(conditions)["paths"].values():
+        for method in set(methods) & {"get", "put", "post"}:
+            operation = methods[method]
+            asked = ends if operation["operationId"] in ENDS else others
+            assert operation["security"] == asked
+
+
+def test_browsers_are_let_in_only_where_an_origin_is_set() -> None:
+    def preflights(conditions: frozenset[str]) -> set[str]:
+        return {p for p, methods in interface(conditions)["paths"].items() if "options" in methods}
+
+    assert preflights(BY_DEFAULT) == preflights(SIGNED) == set()
+    assert preflights(TO_BROWSERS) == {
+        path for _, path, operation in operations() if operation["operationId"] in ENDS
+    }
+    for conditions, header in ((BY_DEFAULT, False), (TO_BROWSERS, True)):
+        for answer in interface(conditions)["x-amazon-apigateway-gateway-responses"].values():
+            told = "gatewayresponse.header.Access-Control-Allow-Origin"
+            assert (told in answer["responseParameters"]) is header
+
+
+def test_the_page_shows_the_interface_and_fetches_nothing() -> None:
+    written = page()
+    for _, _, operation in operations():
+        assert operation["operationId"] in written
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", written.split("<script>")[0])
+    assert "sourceMappingURL" not in written
+    assert "validatorUrl: null" in written
 
 
 @pytest.mark.parametrize(("name", "activity"), [("Session", False), ("Activity", True)])
@@ -103,7 +150,7 @@ def test_every_problem_is_described() -> None:
 
 def test_the_readme_says_the_same() -> None:
     readme = (ROOT / "README.md").read_text()
-    everywhere = {"400", "413", "415", "500", "503"}
+    everywhere = {"400", "403", "413", "415", "429", "500", "503"}
     rows = dict(re.findall(r"^\| `((?:GET|PUT|POST) \S+)` \|.*\| (.*) \|$", readme, re.MULTILINE))
     assert set(rows) == {f"{method} {path}" for method, path, _ in operations()}
     for method, path, operation in operations():

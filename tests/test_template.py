@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from local.interface import interface
 from registry_table import template
 from sessions.settings import LEASE_SECONDS, MAX_SHARDS, Settings
 
@@ -30,6 +30,33 @@ def test_the_environment_of_the_template_makes_the_defaults_of_the_settings() ->
     }
     given = {"TABLE_NAME": "t", "EVENT_BUS_NAME": "b", "ELEVATE_CLUSTER_ID": "c"}
     assert Settings.read(defaults | given) == Settings.read(given)
+
+
+def test_a_changed_setting_publishes_a_new_version() -> None:
+    """SAM hashes references, not their values; CloudFormation replaces a version for its text."""
+    variables = template()["Globals"]["Function"]["Environment"]["Variables"]
+    used = {v for v in variables.values() if v in PARAMETERS}
+    for function in FUNCTIONS.values():
+        separator, values = function["VersionDescription"]
+        told = {name for v in values for name in (v[1:] if isinstance(v, list) else [v])}
+        assert used <= told
+        longest = sum(
+            max(_longest(name) for name in (v[1:] if isinstance(v, list) else [v])) for v in values
+        )
+        assert longest + len(values) * len(separator) <= 256
+
+
+def _longest(parameter: str) -> int:
+    """Return the most characters that a parameter's value can have."""
+    about = PARAMETERS[parameter]
+    if "MaxLength" in about:
+        return int(about["MaxLength"])
+    if "AllowedValues" in about:
+        return max(len(str(value)) for value in about["AllowedValues"])
+    if about["Type"] == "Number":
+        return len(str(about["MaxValue"])) + (3 if float(about["MinValue"]) < 1 else 0)
+    assert parameter == "ElevateClusterId"
+    return 63
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -84,10 +111,42 @@ def test_no_policy_allows_everything() -> None:
         for policy in resource.get("Properties", {}).get("Policies", []):
             for statement in policy["PolicyDocument"]["Statement"]:
                 if isinstance(statement, list):  # [condition, then, else]
-                    assert statement[0] == "IsTraced"
+                    assert statement[0] in {"IsTraced", "HasKmsKey"}
                     continue
                 assert "*" not in str(statement["Action"]), name
                 assert statement["Resource"] != "*", name
+
+
+@pytest.mark.parametrize("name", RESOURCES)
+def test_what_holds_data_outlives_the_stack(name: str) -> None:
+    kept = {"Registry", "FailedEvents", "UndeliveredEvents"}
+    holds = {"AWS::DynamoDB::Table", "AWS::SQS::Queue", "AWS::Logs::LogGroup"}
+    resource = RESOURCES[name]
+    if resource["Type"] in holds:
+        assert {"DeletionPolicy", "UpdateReplacePolicy"} <= set(resource)
+    if name in kept:
+        assert resource["DeletionPolicy"] == resource["UpdateReplacePolicy"] == "Retain"
+
+
+def test_nobody_opens_the_door_without_naming_the_browsers() -> None:
+    rule = template()["Rules"]["NobodyUnasked"]
+    assert rule["RuleCondition"] == ["ApiAuth", "NONE"]
+    assert rule["Assertions"][0]["Assert"] == [["CorsOrigin", ""]]
+    origin = re.compile(PARAMETERS["CorsOrigin"]["AllowedPattern"])
+    for good in ("", "https://www.shop.example", "http://localhost:3000"):
+        assert origin.fullmatch(good)
+    for bad in ("*", "null", "http://shop.example", "https://shop.example/", "https://a,https://b"):
+        assert not origin.fullmatch(bad)
+
+
+@pytest.mark.parametrize("lock", ["requirements-dev", "requirements-scan", "src/requirements"])
+def test_every_dependency_is_pinned_by_hashes(lock: str) -> None:
+    text = (ROOT / f"{lock}.txt").read_text()
+    pins = re.split(r"(?m)^(?=\S)", text)
+    for pin in filter(str.strip, pins):
+        assert re.match(r"[A-Za-z0-9._-]+(\[.+\])?==\S+", pin), pin
+        assert "--hash=sha256:" in pin
+    assert "://" not in text
 
 
 def test_parameters_explain_themselves() -> None:
@@ -104,14 +163,14 @@ def test_every_parameter_is_in_the_readme() -> None:
 
 def test_every_operation_of_the_api_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    api = yaml.safe_load((ROOT / "openapi.yaml").read_text())
+    api = interface()
     for path, operations in api["paths"].items():
         for method in set(operations) & {"get", "put", "post"}:
             assert f"`{method.upper()} {path}`" in readme
 
 
 def test_the_gateways_own_errors_are_problems() -> None:
-    api = yaml.safe_load((ROOT / "openapi.yaml").read_text())
+    api = interface()
     answers = api["x-amazon-apigateway-gateway-responses"]
     assert {"DEFAULT_4XX", "DEFAULT_5XX", "INVALID_API_KEY", "THROTTLED"} <= set(answers)
     for answer in answers.values():

@@ -49,7 +49,19 @@ def answer(status: HTTPStatus, body: Any = None, headers: dict[str, str] | None 
 
 
 def respond(event: dict[str, Any], handle: Callable[[dict[str, Any], str], Answer]) -> Answer:
-    """Run `handle(event, request id)`: the one place that turns exceptions into HTTP answers."""
+    """Return the answer of `handle(event, request id)`, readable by pages of the set origin."""
+    answered = _answered(event, handle)
+    if origin := (event.get("stageVariables") or {}).get("corsOrigin"):
+        answered["headers"] |= {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": "Location, Retry-After",
+            "Vary": "Origin",
+        }
+    return answered
+
+
+def _answered(event: dict[str, Any], handle: Callable[[dict[str, Any], str], Answer]) -> Answer:
+    """Run `handle`: the one place that turns exceptions into HTTP answers."""
     request_id = str((event.get("requestContext") or {}).get("requestId", ""))
     telemetry = application().telemetry
     try:
@@ -80,6 +92,18 @@ def respond(event: dict[str, Any], handle: Callable[[dict[str, Any], str], Answe
         )
     finally:
         telemetry.flush("api")
+
+
+def preflight(event: dict[str, Any], request_id: str) -> Answer:
+    """Answer what a browser asks before it calls; `respond` names the origin that may."""
+    return answer(
+        HTTPStatus.NO_CONTENT,
+        headers={
+            "Access-Control-Allow-Methods": "POST",
+            "Access-Control-Allow-Headers": "content-type, x-api-key",
+            "Access-Control-Max-Age": "7200",
+        },
+    )
 
 
 def unavailable(detail: str, retry_after: int = RETRY_AFTER_SECONDS) -> Problem:

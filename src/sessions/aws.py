@@ -9,10 +9,10 @@ are those of a botocore client, which can take the place of these.
 import json
 import logging
 import os
-import random
 import socket
 import time
 from collections.abc import Callable
+from random import SystemRandom
 from typing import Any, NamedTuple
 
 from botocore.auth import SigV4Auth
@@ -22,6 +22,9 @@ from botocore.httpsession import URLLib3Session
 
 # botocore writes requests, and so keys, into its debug lines.
 logging.getLogger("botocore").setLevel(logging.WARNING)
+
+# As in elevate.py: copies of a snapshot must not wait in step.
+_random = SystemRandom()
 
 _TIMEOUT = (1, 2)  # seconds to connect, and between bytes
 _TRIES = 3
@@ -75,7 +78,7 @@ class _Service:
                 momentary = status >= 500 or error.response["Error"]["Code"] in _THROTTLED
                 if not (momentary and tries_left):
                     raise
-            time.sleep(random.uniform(0, _BACKOFF * 2 ** (_TRIES - 1 - tries_left)))  # noqa: S311
+            time.sleep(_random.uniform(0, _BACKOFF * 2 ** (_TRIES - 1 - tries_left)))
         raise AssertionError("unreachable")
 
     def _try(self, operation: str, body: bytes) -> dict[str, Any]:

@@ -8,7 +8,6 @@ the registry's due time.
 import http.client
 import io
 import logging
-import random
 import re
 import socket
 import ssl
@@ -17,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from random import SystemRandom
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
@@ -29,6 +29,9 @@ from sessions.session import Session
 from sessions.settings import Dialect, Settings
 
 type Kind = Literal["delivered", "rejected", "unavailable"]
+
+# The system's: a generator's own state would be the same in all copies of a snapshot (SnapStart).
+_random = SystemRandom()
 
 _PATHS: dict[Dialect, str] = {
     "web-v2": "/api/v2/notifications/end",
@@ -186,7 +189,7 @@ class Breaker:
                 self._timeouts = 0
 
     def _pause(self) -> None:
-        self._probe_at = self._clock() + _BREAKER_PAUSE * random.uniform(0.5, 1.0)  # noqa: S311
+        self._probe_at = self._clock() + _BREAKER_PAUSE * _random.uniform(0.5, 1.0)
 
 
 def query_of(session: Session, dialect: Dialect) -> str:

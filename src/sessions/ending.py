@@ -8,7 +8,6 @@ A crash between any two of these leaves a row that is due when its lease has run
 is notified again rather than forgotten. The only owner of retries is the row's due time.
 """
 
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import batched, islice
 from queue import SimpleQueue
+from random import SystemRandom
 from typing import Literal
 
 from sessions import lifetime
@@ -35,6 +35,9 @@ from sessions.registry import (
 from sessions.session import Activity, Session
 from sessions.settings import MAX_SHARDS, Settings
 from sessions.telemetry import Notified, Source, Telemetry
+
+# As in elevate.py: copies of a snapshot must not wait in step.
+_random = SystemRandom()
 
 # No retry waits longer than this (seconds), whatever the attempts.
 BACKOFF_LIMIT = 15 * 60
@@ -233,7 +236,7 @@ class Ending:
                 for some in batched(rows, BATCH, strict=False):
                     report.claimed += self._registry.retry_rejected(
                         some,
-                        lambda: now + random.randint(0, 60),  # noqa: S311
+                        lambda: now + _random.randint(0, 60),
                     )
                 if time.monotonic() > until - SETTLE_RESERVE:
                     report.stopped = "time"
@@ -417,8 +420,8 @@ def backoff(base: int, attempts: int, retry_after: int | None = None) -> int:
     """
     ceiling = min(BACKOFF_LIMIT, base * 2 ** min(attempts, 10))
     if retry_after is None:
-        return random.randint(1, ceiling)  # noqa: S311
-    return retry_after + random.randint(1, base)  # noqa: S311
+        return _random.randint(1, ceiling)
+    return retry_after + _random.randint(1, base)
 
 
 class Pacer:

@@ -11,12 +11,12 @@ index write, and a crash at any line leaves the row where the next sweep finds i
 BatchExecuteStatement answers 200 with an error *per statement*; `_batch` reads each of them.
 """
 
-import random
 import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from random import SystemRandom
 from typing import Any, Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -24,6 +24,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from sessions.aws import DynamoDB
 from sessions.session import Activity, Session, State
 from sessions.settings import LEASE_SECONDS, Settings
+
+# As in elevate.py: copies of a snapshot must not wait in step.
+_random = SystemRandom()
 
 DUE_INDEX = "due"
 BATCH = 25  # DynamoDB's limit of statements in one BatchExecuteStatement
@@ -526,7 +529,7 @@ class Registry:
                 return done
             left = throttled
             if tries + 1 < _BATCH_TRIES:
-                time.sleep(random.uniform(0, 0.05 * 2**tries))  # noqa: S311
+                time.sleep(_random.uniform(0, 0.05 * 2**tries))
         for _ in left:
             self._on_fault("throttled")
         return done
