@@ -1,7 +1,6 @@
 """Fixtures: the registry's table on the emulator, an Elevate that does as told, a clock to turn."""
 
 import http.server
-import io
 import itertools
 import json
 import os
@@ -144,14 +143,18 @@ def dynamodb(aws: str) -> Any:
 
 
 @pytest.fixture
-def log() -> Iterator[Callable[[], list[dict[str, Any]]]]:
+def log(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
     """Return what reads the structured lines written since the test began."""
-    handler = Telemetry()._handler
-    written = io.StringIO()
-    # Not setStream(): it would flush the stream of an earlier test, which is closed by now.
-    handler.stream = written
-    yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
-    handler.stream = sys.stdout
+    written: list[str] = []
+    write = Telemetry._print
+
+    def listen(self: Telemetry, text: str) -> None:
+        written.append(text)
+        write(self, text)
+
+    # At the source, because pytest's own capturing changes what stdout is from phase to phase.
+    monkeypatch.setattr(Telemetry, "_print", listen)
+    return lambda: [json.loads(line) for line in "".join(written).splitlines()]
 
 
 _tables = itertools.count()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import sys
 import threading
 import traceback
 from collections import Counter
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import batched
-from typing import Any, Literal, TextIO, cast
+from typing import Any, Literal
 
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
@@ -57,7 +58,6 @@ class Telemetry:
         logger = Logger()
         self._service = logger.service
         self._is_logged = logging.getLogger(logger.service).isEnabledFor
-        self._handler = cast("logging.StreamHandler[TextIO]", logger.registered_handler)
         self._metrics = Metrics()
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
@@ -189,8 +189,7 @@ class Telemetry:
         """Return one line of JSON; nothing if its level is not logged.
 
         A record that passes through the logging package costs a quarter of the notification that
-        it tells of (docs/decisions.md), so none is made. Powertools decides on level, service and
-        stream.
+        it tells of (docs/decisions.md), so none is made. Powertools decides on level and service.
         """
         if not self._is_logged(level):
             return ""
@@ -207,8 +206,8 @@ class Telemetry:
     def _print(self, text: str) -> None:
         """Write whole lines, each of one thread."""
         with self._lock:
-            self._handler.stream.write(text)
-            self._handler.stream.flush()
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
 
 def _about(session: Session) -> dict[str, str | None]:
