@@ -1,10 +1,11 @@
 """The end notification: one POST to Elevate. The only place for time-outs, retry and dialects.
 
-What is retried here: one immediate second try of a *connection* that died while pooled (Lambda
+What is retried here: one immediate second try of a *connection* that died while idle (Lambda
 freezes the function, Elevate closes the idle connection), and nothing else. All other retrying is
 the registry's due time.
 """
 
+import contextlib
 import http.client
 import io
 import logging
@@ -13,17 +14,19 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from random import SystemRandom
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, ProtocolError, TimeoutError
+from urllib3.exceptions import HTTPError, ProtocolError
+from urllib3.util.ssl_ import create_urllib3_context
 
 from sessions.session import Session
 from sessions.settings import Dialect, Settings
@@ -46,6 +49,11 @@ logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 _REASON_BYTES = 1024
 # Enough to recognise a key that is cut by the limit above, whatever its encoding.
 _READ_BYTES = 8 * 1024
+
+_HEADERS = {"Content-Type": "application/json", "User-Agent": "elevate-sessions"}
+
+# A connection that was used within so many seconds is used again without a look at it.
+_FRESH = 1.0
 
 # Answers that say "not now" rather than "never". Elevate documents none of 408, 425 and 429.
 _TEMPORARY = {408, 425, 429}
@@ -75,21 +83,26 @@ class Outcome:
 
 
 class Elevate:
-    """A client of one cluster with one connection pool, to be shared by all threads."""
+    """A client of one cluster, to be shared by all threads.
+
+    It keeps urllib3's connections itself: urllib3's pool spends more on a notification than the
+    notification (`make bench`), and what it adds, retries and redirects, is not wanted here.
+    """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         url = urlsplit(settings.elevate_url)
-        secure = url.scheme == "https"
-        pool = _SecurePool if secure else _Pool
-        self._pool: HTTPConnectionPool = pool(
-            url.hostname or "",
-            url.port,
-            maxsize=settings.concurrency,
-            block=True,
-            retries=False,
-            timeout=urllib3.Timeout(connect=settings.connect_timeout, read=settings.read_timeout),
-            headers={"Content-Type": "application/json", "User-Agent": "elevate-sessions"},
-        )
+        kind: type[_Connection] = _Connection
+        tls = {}
+        if url.scheme == "https":
+            kind = _SecureConnection
+            # One for all: to load the certificates costs more than a hundred notifications.
+            tls["ssl_context"] = create_urllib3_context()
+            tls["ssl_context"].load_default_certs()
+        timeouts = settings.connect_timeout, settings.read_timeout
+        self._new_connection = partial(kind, url.hostname or "", url.port, timeouts, **tls)
+        # Connections that wait for their next notification, the last used on top.
+        self._idle: list[_Connection] = []
+        weakref.finalize(self, _close_all, self._idle)
         self._path = url.path.rstrip("/") + _PATHS[settings.dialect]
         self._dialect = settings.dialect
         self._clock = clock
@@ -104,10 +117,10 @@ class Elevate:
         kind: Kind = "unavailable"
         try:
             status, wish, body = self._post(session)
-        except TimeoutError as error:
+        except (TimeoutError, urllib3.exceptions.TimeoutError) as error:
             self.breaker.timed_out()
             reason = _describe(error)
-        except HTTPError as error:
+        except (HTTPError, http.client.HTTPException, OSError) as error:
             self.breaker.answered()
             reason = _describe(error)
         else:
@@ -122,29 +135,36 @@ class Elevate:
     def _post(self, session: Session) -> tuple[int, str | None, bytes]:
         """Return the answer's status, its Retry-After and the start of its body."""
         url = f"{self._path}?{query_of(session, self._dialect)}"
+        if connection := self._idle_connection():
+            with contextlib.suppress(_StaleConnection):
+                return self._exchange(connection, url)
+        return self._exchange(self._new_connection(), url)
+
+    def _idle_connection(self) -> "_Connection | None":
+        with contextlib.suppress(IndexError):
+            while True:
+                connection = self._idle.pop()
+                if connection.is_alive:
+                    return connection
+                connection.close()
+        return None
+
+    def _exchange(self, connection: "_Connection", url: str) -> tuple[int, str | None, bytes]:
         try:
-            response = self._open(url)
-        except _StaleConnection:
-            response = self._open(url)
-        try:
+            connection.post(url)
+            response = connection.getresponse()
             # No body is the rule, and read cheaper so.
             body = response.read(_READ_BYTES if response.length_remaining != 0 else None)
-        finally:
             # An answer that goes on is not read to its end: the connection is worth less.
-            if response.length_remaining != 0:
-                response.close()
-            response.release_conn()
+            is_spent = response.length_remaining != 0 or connection.is_closed
+        except BaseException:
+            connection.close()
+            raise
+        if is_spent:
+            connection.close()
+        else:
+            self._idle.append(connection)
         return response.status, response.headers.get("Retry-After"), body
-
-    def _open(self, url: str) -> urllib3.BaseHTTPResponse:
-        return self._pool.urlopen(
-            "POST",
-            url,
-            redirect=False,
-            assert_same_host=False,
-            preload_content=False,
-            decode_content=False,
-        )
 
 
 class Breaker:
@@ -240,15 +260,20 @@ def _mask(body: bytes, session: Session) -> str:
     return text.encode()[:_REASON_BYTES].decode("utf-8", "ignore").strip()
 
 
-def _describe(error: HTTPError) -> str:
+def _describe(error: Exception) -> str:
     """Name the error and its cause by type: messages may hold the URL, and so the keys."""
     cause = error.__cause__ or error.__context__
     names = [type(error).__name__] + ([type(cause).__name__] if cause else [])
     return ": ".join(names)
 
 
+def _close_all(connections: "list[_Connection]") -> None:
+    for connection in connections:
+        connection.close()
+
+
 class _StaleConnection(ProtocolError):
-    """A pooled connection turned out dead before a byte of an answer came."""
+    """An idle connection turned out dead before a byte of an answer came."""
 
 
 class _BoundedReader(io.RawIOBase):
@@ -282,11 +307,29 @@ class _BoundedReader(io.RawIOBase):
 
 
 class _Connection(HTTPConnection):
-    """A connection that bounds its answers and knows whether it died while it was pooled."""
+    """A connection that bounds its answers and knows whether it died while it was idle."""
 
-    def connect(self) -> None:
-        super().connect()
-        self._used = False
+    def __init__(
+        self, host: str, port: int | None, timeouts: tuple[float, float], **tls: Any
+    ) -> None:
+        connect, self._read_timeout = timeouts
+        super().__init__(host, port, timeout=connect, **tls)
+        self._used_at: float | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether to send on it; one used a moment ago is not worth a look."""
+        recently = self._used_at is not None and time.monotonic() < self._used_at + _FRESH
+        return recently or self.is_connected
+
+    def post(self, url: str) -> None:
+        """Send the request, connected or not; what became of it, getresponse() tells."""
+        if self._used_at is None:
+            self.connect()
+            self.timeout = self._read_timeout
+        # Closed by the other side: it may have answered before that.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.request("POST", url, headers=_HEADERS, preload_content=False, decode_content=False)
 
     def _answer(self, sock: socket.socket, **kwargs: Any) -> http.client.HTTPResponse:
         self._reader = _BoundedReader(sock)
@@ -299,20 +342,12 @@ class _Connection(HTTPConnection):
         try:
             response = super().getresponse()
         except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
-            if self._used and not self._reader.started:
-                raise _StaleConnection("died while pooled") from error
+            if self._used_at is not None and not self._reader.started:
+                raise _StaleConnection("died while idle") from error
             raise
-        self._used = True
+        self._used_at = time.monotonic()
         return response
 
 
 class _SecureConnection(_Connection, HTTPSConnection):
     """The same over TLS."""
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _SecurePool(HTTPSConnectionPool):
-    ConnectionCls = _SecureConnection
