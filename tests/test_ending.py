@@ -16,8 +16,17 @@ from hypothesis import strategies as st
 
 from emulated import Clock, FakeElevate
 from sessions.aws import DynamoDB
-from sessions.elevate import Elevate
-from sessions.ending import ALL_SHARDS, BACKOFF_LIMIT, End, Ending, Pacer, Sweep, backoff
+from sessions.elevate import Elevate, Outcome
+from sessions.ending import (
+    ALL_SHARDS,
+    BACKOFF_LIMIT,
+    SETTLE_RESERVE,
+    End,
+    Ending,
+    Pacer,
+    Sweep,
+    backoff,
+)
 from sessions.lifetime import HOUR, MINUTE
 from sessions.registry import BATCH, Registry, shard_of
 from sessions.session import Activity, Session
@@ -267,6 +276,21 @@ def test_a_session_past_its_deadline_expires_without_a_call(
     assert sorted(line["outcome"] for line in log()) == ["delivered", "expired"]
 
 
+def test_who_asks_for_the_end_of_an_expired_session_has_it_sent(
+    ending: Ending, clock: Clock, elevate: FakeElevate, settings: Settings
+) -> None:
+    """That Elevate must have ended it was a guess; the caller knows of a later sign of life."""
+    (session,) = tracked(ending, clock, 1)
+    clock.turn(settings.session_limit + 2 * MINUTE)
+    assert sweep(ending).expired == 1
+    late = ending.end(session, int(clock.now) - settings.session_limit - 60, "event", "old news")
+    assert (late.result, elevate.received) == ("over", [])
+    assert end(ending, session, clock).result == "delivered"
+    assert state(ending, session) == "ended"
+    assert end(ending, session, clock).result == "over"
+    assert len(elevate.received) == 1
+
+
 def test_retries_end_at_the_deadline(
     settings: Settings, make: Callable[[Settings], Ending], clock: Clock, elevate: FakeElevate
 ) -> None:
@@ -290,11 +314,11 @@ def test_rejected_sessions_are_retried_by_market(
     for session in (british, swedish):
         end(ending, session, clock)
     elevate.statuses = [204]
-    assert ending.retry_rejected("SE", ALL_SHARDS, FOREVER).claimed == 1
+    assert ending.retry_rejected("SE", ALL_SHARDS, FOREVER, "").claimed == 1
     clock.turn(MINUTE)
     assert sweep(ending).delivered == 1
     assert (state(ending, british), state(ending, swedish)) == ("rejected", "ended")
-    assert ending.retry_rejected(None, ALL_SHARDS, FOREVER).claimed == 1
+    assert ending.retry_rejected(None, ALL_SHARDS, FOREVER, "").claimed == 1
 
 
 @pytest.mark.parametrize(("before", "after"), [(8, 2), (2, 8), (32, 1)])
@@ -329,7 +353,7 @@ def test_a_rate_is_kept_evenly() -> None:
     turns: list[float] = []
     pacer = Pacer(50, clock=lambda: now[0], sleep=lambda seconds: turns.append(now[0] + seconds))
     for _ in range(501):
-        pacer.wait()
+        pacer.wait(FOREVER)
         now[0] += 0.001  # a caller comes every millisecond: far more than the rate
     spent = turns[-1] - 100.0
     assert spent == pytest.approx(500 / 50, rel=0.05)
@@ -341,22 +365,70 @@ def test_a_rate_that_was_not_used_is_not_saved_up() -> None:
     now = [100.0]
     slept: list[float] = []
     pacer = Pacer(10, clock=lambda: now[0], sleep=slept.append)
-    pacer.wait()
+    pacer.wait(FOREVER)
     now[0] += 60
     for _ in range(3):
-        pacer.wait()
+        pacer.wait(FOREVER)
+    assert slept == pytest.approx([0.1, 0.2])
+
+
+def test_a_turn_that_comes_too_late_is_not_waited_for_and_not_taken() -> None:
+    slept: list[float] = []
+    pacer = Pacer(10, clock=lambda: 100.0, sleep=slept.append)
+    assert [pacer.wait(100.15) for _ in range(4)] == [True, True, False, False]
+    assert pacer.wait(100.2)
     assert slept == pytest.approx([0.1, 0.2])
 
 
 def test_a_sweep_keeps_elevates_rate(
     settings: Settings, make: Callable[[Settings], Ending], clock: Clock, elevate: FakeElevate
 ) -> None:
-    slow = make(replace(settings, max_rate=100))
+    slow = make(replace(settings, max_rate=50))
     tracked(slow, clock, 40)
     clock.turn(IDLE)
     started = time.monotonic()
-    assert slow.sweep(ALL_SHARDS, FOREVER, "tick", sweepers=2).delivered == 40
+    assert slow.sweep(ALL_SHARDS, FOREVER, "tick").delivered == 40
     assert time.monotonic() - started >= 39 / 50
+
+
+def test_a_slow_rate_does_not_keep_a_sweep_beyond_its_time(
+    settings: Settings, make: Callable[[Settings], Ending], clock: Clock, elevate: FakeElevate
+) -> None:
+    """Sixteen threads ask for a turn; whose turn is too late gives its session back."""
+    slow = make(replace(settings, max_rate=2, connect_timeout=0.5, read_timeout=0.5))
+    tracked(slow, clock, 40)
+    clock.turn(IDLE)
+    last_call = 0.5 + 0.5 + SETTLE_RESERVE
+    started = time.monotonic()
+    report = slow.sweep(ALL_SHARDS, started + last_call + 1.2, "tick")
+    assert time.monotonic() - started < 2.5
+    assert report.stopped == "time"
+    assert report.left
+    assert report.delivered == len(elevate.received) <= 4
+    fast = make(settings)
+    assert sweep(fast).delivered == 40 - report.delivered
+    assert len(set(elevate.keys())) == len(elevate.keys()) == 40
+
+
+def test_a_fault_of_ours_costs_no_other_session_its_settlement(
+    ending: Ending, clock: Clock, elevate: FakeElevate, log: Log
+) -> None:
+    tracked(ending, clock, 5)
+    clock.turn(IDLE)
+    notify, faults = ending._elevate.notify, iter([True])
+
+    def fault(session: Session) -> Outcome:
+        if next(faults, False):
+            raise KeyError(session.session_key)
+        return notify(session)
+
+    ending._elevate.notify = fault  # type: ignore[method-assign]
+    report = sweep(ending)
+    assert (report.delivered, report.unavailable) == (4, 1)
+    assert [line["error"] for line in log() if line["message"] == "crashed"] == ["KeyError"]
+    clock.turn(BACKOFF_LIMIT)
+    assert sweep(ending).delivered == 1
+    assert len(elevate.keys()) == 5
 
 
 # -- backoff and lines -------------------------------------------------------------------------

@@ -203,7 +203,7 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(trouble=TROUBLE)
     def retry_rejected(self, trouble: list[str]) -> None:
-        self.run(trouble, lambda e: e.retry_rejected(None, [0], FOREVER))
+        self.run(trouble, lambda e: e.retry_rejected(None, [0], FOREVER, ""))
 
     @rule(minutes=st.sampled_from(MINUTES))
     def time_passes(self, minutes: float) -> None:
@@ -260,7 +260,7 @@ class Sessions(RuleBasedStateMachine):
     def teardown(self) -> None:
         """In the end Elevate is well, and time passes: then nothing may be left."""
         self.answer, self.dies, self.others = "delivered", "", []
-        self.run([], lambda ending: ending.retry_rejected(None, ALL_SHARDS, FOREVER))
+        self.run([], lambda ending: ending.retry_rejected(None, ALL_SHARDS, FOREVER, ""))
         for _ in range(6):
             self.clock.turn(3 * IDLE)
             self.run([], lambda ending: ending.sweep(ALL_SHARDS, FOREVER, ""))

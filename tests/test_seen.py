@@ -303,14 +303,19 @@ def fires(alarm: dict[str, Any], periods: list[list[float]]) -> bool:
     statistics: dict[str, Callable[[list[float]], float]]
     statistics = {"Maximum": max, "Minimum": min, "Sum": sum}
     statistic = statistics[alarm["Statistic"]]
-    count = int(number(alarm["EvaluationPeriods"]))
     assert alarm["ComparisonOperator"] == "GreaterThanThreshold"
+    assert alarm["TreatMissingData"] in ("breaching", "notBreaching")
     missing = alarm["TreatMissingData"] == "breaching"
     breaching = [
         statistic(points) > number(alarm["Threshold"]) if points else missing
-        for points in periods[-count:]
+        for points in periods[-int(number(alarm["EvaluationPeriods"])) :]
     ]
-    return len(breaching) == count and all(breaching)
+    return breaching.count(True) >= needed(alarm)
+
+
+def needed(alarm: dict[str, Any]) -> int:
+    """Return how many of its periods must be breaching."""
+    return int(number(alarm.get("DatapointsToAlarm", alarm["EvaluationPeriods"])))
 
 
 def points(alarm: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> list[float]:
@@ -373,11 +378,22 @@ def test_an_alarm_fires_on_its_fault_and_is_silent_when_all_is_well(
     well = points(alarm, capsys)
     FAULTS[name](world, monkeypatch)
     ill = points(alarm, capsys)
-    count = int(number(alarm["EvaluationPeriods"]))
+    count = needed(alarm)
     assert not fires(alarm, [well] * count)
     assert fires(alarm, [ill] * count)
     if count > 1:
         assert not fires(alarm, [ill] * (count - 1) + [well])
+
+
+def test_an_outage_that_one_session_waits_out_is_an_alarm(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small shop sends nothing between the retries of its one session."""
+    alarm = ALARMS["UnavailableAlarm"]
+    down(world, monkeypatch)
+    ill = points(alarm, capsys)
+    assert fires(alarm, [ill, [], ill, *[[]] * 3, ill, *[[]] * 7, ill, *[[]] * 14, ill])
+    assert not fires(alarm, [ill, ill, *[[]] * 30, ill, ill, ill])
 
 
 def test_no_sweep_for_five_minutes_is_an_alarm(

@@ -36,6 +36,16 @@ def test_minutes_become_seconds_and_shards_have_a_ceiling() -> None:
     assert (settings.idle, settings.shards) == (90, MAX_SHARDS)
 
 
+@pytest.mark.parametrize("none", ["", "0", "0.0"])
+def test_a_rate_of_zero_is_no_limit(none: str) -> None:
+    assert Settings.read(MINIMAL | {"ELEVATE_MAX_RATE": none}).max_rate == 0
+
+
+def test_on_elevate_4_the_documented_rules_are_the_limit() -> None:
+    late = {"ELEVATE_API": "storefront-v3", "SESSION_IDLE_MINUTES": "1440"}
+    assert Settings.read(MINIMAL | late).idle == 86_400
+
+
 @pytest.mark.parametrize(
     "url",
     ["https://elevate.example", "https://elevate.example:8443/proxy/", "http://127.0.0.1:8000"],
@@ -54,6 +64,9 @@ def test_a_base_url_replaces_the_clusters_host(url: str) -> None:
         ({"SESSION_IDLE_MINUTES": "soon"}, "SESSION_IDLE_MINUTES"),
         ({"SESSION_IDLE_MINUTES": "0"}, "SESSION_IDLE_MINUTES"),
         ({"SWEEP_SHARDS": "-1"}, "SWEEP_SHARDS"),
+        ({"ELEVATE_MAX_RATE": "-1"}, "ELEVATE_MAX_RATE"),
+        ({"POWERTOOLS_LOG_LEVEL": "loud"}, "POWERTOOLS_LOG_LEVEL"),
+        ({"SESSION_IDLE_MINUTES": "1440"}, "SESSION_LIMIT_MINUTES"),
         ({"ELEVATE_READ_TIMEOUT": "nan"}, "ELEVATE_READ_TIMEOUT"),
         ({"ELEVATE_BASE_URL": "http://elevate.example"}, "ELEVATE_BASE_URL"),
         ({"ELEVATE_BASE_URL": "http://127.0.0.1.evil.example"}, "ELEVATE_BASE_URL"),

@@ -23,7 +23,7 @@ class Application:
 def application() -> Application:
     """Read the environment and build the application, at the first invocation."""
     settings = Settings.read()
-    telemetry = Telemetry()
+    telemetry = Telemetry(settings.log_level)
     return Application(settings, Ending(settings, telemetry=telemetry), telemetry)
 
 

@@ -4,6 +4,7 @@ An event that cannot be done whole raises, and so reaches the dead letters by La
 """
 
 import json
+import time
 from collections.abc import Callable
 from datetime import datetime
 from functools import cache
@@ -14,6 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from handler.application import application, now
 from sessions.aws import Events
+from sessions.ending import SETTLE_RESERVE
 from sessions.session import FieldError, InvalidPayload, Validator
 from sessions.telemetry import Source
 
@@ -87,6 +89,12 @@ def happened_at(event: dict[str, Any]) -> int:
         return min(int(datetime.fromisoformat(event["time"]).timestamp()), now())
     except (KeyError, TypeError, ValueError, OverflowError):
         return now()
+
+
+def until_of(context: Any) -> float:
+    """Return when to begin with no further session of a list (monotonic seconds)."""
+    left: float = context.get_remaining_time_in_millis() / 1000
+    return time.monotonic() + left - 2 * SETTLE_RESERVE
 
 
 def put_sweeps(details: list[dict[str, Any]]) -> int:

@@ -1,6 +1,5 @@
 """End sessions: `POST /sessions/end`, Elevate's own routes, and the event `Session Ended`."""
 
-import time
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -8,8 +7,7 @@ from urllib.parse import quote
 from handler import notifications
 from handler.api import Answer, Problem, answer, json_body, preflight, respond, unavailable
 from handler.application import application, now, session_validator
-from handler.bus import InvalidEvent, NotKept, consume, happened_at, valid
-from sessions.ending import SETTLE_RESERVE
+from handler.bus import InvalidEvent, NotKept, consume, happened_at, until_of, valid
 from sessions.session import session_from
 
 
@@ -56,9 +54,11 @@ def _end_all(event: dict[str, Any], context: Any, correlation_id: str) -> None:
         event, session_validator(application().settings.dialect), correlation_id
     )
     asked_at = happened_at(event)
-    until = time.monotonic() + context.get_remaining_time_in_millis() / 1000 - 2 * SETTLE_RESERVE
     ends = application().ending.end_all(
-        [(session_from(payload), asked_at) for payload in accepted], "event", correlation_id, until
+        [(session_from(payload), asked_at) for payload in accepted],
+        "event",
+        correlation_id,
+        until_of(context),
     )
     lost = sum(end.result == "lost" for end in ends)
     if lost:

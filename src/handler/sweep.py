@@ -40,12 +40,6 @@ _DETAIL = Validator(
                 "maximum": MAX_DEPTH,
                 "description": f"an integer from 0 to {MAX_DEPTH}",
             },
-            "sweepers": {
-                "type": "integer",
-                "minimum": 1,
-                "maximum": MAX_SHARDS,
-                "description": f"an integer from 1 to {MAX_SHARDS}",
-            },
             "retry": {"enum": ["rejected"], "description": "rejected"},
             "market": {"type": "string", "description": "the name of a market"},
             "correlationId": {"type": "string", "description": "a string"},
@@ -75,13 +69,12 @@ def _sweep(event: dict[str, Any], until: float, correlation_id: str) -> None:
     depth = detail.get("depth", 0)
     correlation_id = detail.get("correlationId", correlation_id)
     if "retry" in detail:
-        report = app.ending.retry_rejected(detail.get("market"), shards, until)
+        report = app.ending.retry_rejected(detail.get("market"), shards, until, correlation_id)
         rest = [detail | {"shards": report.left}] if report.left else []
     else:
-        report = app.ending.sweep(shards, until, correlation_id, detail.get("sweepers", 1))
-        # Those that go on share Elevate's rate among them, and with whom this one shared it.
-        sweepers = min(MAX_SHARDS, detail.get("sweepers", 1) * max(1, len(report.left)))
-        rest = [{"shards": [shard], "sweepers": sweepers} for shard in report.left]
+        report = app.ending.sweep(shards, until, correlation_id)
+        # Where Elevate's rate is bounded, more sweeps would not be faster: the next tick goes on.
+        rest = [] if app.settings.max_rate else [{"shards": [shard]} for shard in report.left]
     handed_over = 0
     if rest and depth < MAX_DEPTH:
         handed_over = put_sweeps(
@@ -98,6 +91,7 @@ def _tell(
         correlation_id,
         0 if retry else report.oldest,
         kind="retry" if retry else "sweep",
+        backlog=report.backlog,
         due=report.due,
         claimed=report.claimed,
         delivered=report.delivered,
@@ -118,6 +112,7 @@ def _tell(
     # Written by each sweep that could look, zeros too: silence is what alarms take for trouble.
     through = report.delivered + report.rejected + report.expired + report.skipped
     telemetry.count("SweepLag", report.oldest // 60)
+    telemetry.count("Backlog", report.backlog)
     telemetry.count("Due", report.due)
     telemetry.count("Stuck", 0 if through else report.due)
     telemetry.count("Unreadable", report.unreadable)

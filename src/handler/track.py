@@ -12,8 +12,8 @@ from handler.application import (
     market_validator,
     now,
 )
-from handler.bus import InvalidEvent, NotKept, consume, happened_at, valid
-from sessions.registry import RegistryUnavailable, Status
+from handler.bus import InvalidEvent, NotKept, consume, happened_at, until_of, valid
+from sessions.registry import Status
 from sessions.session import Activity, FieldError, InvalidPayload, session_from
 
 
@@ -23,7 +23,7 @@ def handle(event: dict[str, Any], context: Any) -> Answer | None:
         return respond(event, _status)
     if "httpMethod" in event:
         return respond(event, _track_one)
-    consume(event, context, _track_all)
+    consume(event, context, lambda e, correlation_id: _track_all(e, context, correlation_id))
     return None
 
 
@@ -60,19 +60,16 @@ def _status(event: dict[str, Any], request_id: str) -> Answer:
     return answer(HTTPStatus.OK, {"sessions": [_shown(state) for state in states]})
 
 
-def _track_all(event: dict[str, Any], correlation_id: str) -> None:
+def _track_all(event: dict[str, Any], context: Any, correlation_id: str) -> None:
     accepted, refused = valid(event, activity_validator(key_in_body=True), correlation_id)
     at = happened_at(event)
-    lost = 0
-    for payload in accepted:
-        try:
-            if not application().ending.track(_activity(payload, at)):
-                application().telemetry.count("TrackedTooLate")
-        except RegistryUnavailable as error:
-            application().telemetry.registry_failed("track", error, None, correlation_id)
-            lost += 1
-    if lost:
-        raise NotKept(f"{lost} of {len(accepted)} sessions not tracked")
+    tracked = application().ending.track_all(
+        [_activity(payload, at) for payload in accepted], correlation_id, until_of(context)
+    )
+    if over := tracked.count("over"):
+        application().telemetry.count("TrackedTooLate", over)
+    if lost := tracked.count("lost"):
+        raise NotKept(f"{lost} of {len(tracked)} sessions not tracked")
     if refused:
         raise InvalidEvent(f"{refused} of {refused + len(accepted)} sessions are invalid")
 

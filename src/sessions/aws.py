@@ -17,7 +17,12 @@ from typing import Any, NamedTuple
 
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
-from botocore.exceptions import ClientError, HTTPClientError, NoCredentialsError
+from botocore.exceptions import (
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+)
 from botocore.httpsession import URLLib3Session
 
 # botocore writes requests, and so keys, into its debug lines.
@@ -46,7 +51,8 @@ class _Keys(NamedTuple):
 class _Service:
     """A service of the function's own region.
 
-    Calls raise ClientError when it refuses them, and HTTPClientError when it cannot be reached.
+    Calls raise ClientError when it refuses them, ConnectionError or HTTPClientError when it cannot
+    be reached.
     Refusals for the moment (throttled, 5xx) and lost calls are made three times.
     """
 
@@ -70,7 +76,7 @@ class _Service:
         for tries_left in range(_TRIES - 1, -1, -1):
             try:
                 return self._try(operation, body)
-            except HTTPClientError:
+            except (ConnectionError, HTTPClientError):
                 if not tries_left:
                     raise
             except ClientError as error:

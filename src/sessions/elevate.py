@@ -47,6 +47,8 @@ logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 # Elevate's answers carry no body worth more than this (bytes); the rest is not read.
 _REASON_BYTES = 1024
+_PLAIN = re.compile(r"[A-Za-z0-9-]+")
+_WITHHELD = "not shown, for it might hold a key"
 # Enough to recognise a key that is cut by the limit above, whatever its encoding.
 _READ_BYTES = 8 * 1024
 
@@ -98,6 +100,7 @@ class Elevate:
             # One for all: to load the certificates costs more than a hundred notifications.
             tls["ssl_context"] = create_urllib3_context()
             tls["ssl_context"].load_default_certs()
+        self._connect_timeout = settings.connect_timeout
         timeouts = settings.connect_timeout, settings.read_timeout
         self._new_connection = partial(kind, url.hostname or "", url.port, timeouts, **tls)
         # Connections that wait for their next notification, the last used on top.
@@ -117,11 +120,13 @@ class Elevate:
         kind: Kind = "unavailable"
         try:
             status, wish, body = self._post(session)
-        except (TimeoutError, urllib3.exceptions.TimeoutError) as error:
-            self.breaker.timed_out()
-            reason = _describe(error)
         except (HTTPError, http.client.HTTPException, OSError) as error:
-            self.breaker.answered()
+            # A look-up of the name knows no time-out of ours, but costs the caller as much as one.
+            is_slow = self._clock() > started + self._connect_timeout
+            if is_slow or isinstance(error, (TimeoutError, urllib3.exceptions.TimeoutError)):
+                self.breaker.timed_out()
+            else:
+                self.breaker.answered()
             reason = _describe(error)
         else:
             self.breaker.answered()
@@ -249,14 +254,19 @@ def _seconds(retry_after: str | None) -> int | None:
 
 
 def _mask(body: bytes, session: Session) -> str:
-    """Return the start of a body as text without the session's keys, in whatever case or escape."""
-    text = body.decode("utf-8", "replace")
+    """Return the start of a body as text without the session's keys, in whatever case.
+
+    A key of plain characters looks the same in any escape, but for its dashes. Where one holds
+    others, nothing of the body is returned: it could be there in more ways than we can think of.
+    """
     keys = [key for key in (session.session_key, session.customer_key) if key]
-    forms = {form for key in keys for form in (key, quote(key, safe=""), quote(key))}
-    pattern = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
+    if b"\0" in body or not all(_PLAIN.fullmatch(key) for key in keys):
+        return _WITHHELD if body else ""
+    text = body.decode("utf-8", "replace")
+    pattern = "|".join(key.replace("-", "(-|%2D)?") for key in sorted(keys, key=len, reverse=True))
     text = re.sub(pattern, "***", text, flags=re.IGNORECASE)
     if len(body) >= _READ_BYTES:
-        text = text[: -max(map(len, forms))]  # the last key may be cut in two
+        text = text[: -max(map(len, keys))]  # the last key may be cut in two
     return text.encode()[:_REASON_BYTES].decode("utf-8", "ignore").strip()
 
 

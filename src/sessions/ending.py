@@ -55,6 +55,7 @@ _LEAST = 8
 _TELL_WITHIN = 1.0
 
 type Ended = Literal["delivered", "over", "rejected", "kept", "lost"]
+type Tracked = Literal["tracked", "over", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,13 @@ class End:
 
 @dataclass(slots=True)
 class Sweep:
-    """What a sweep did. `left` names the shards that still hold due sessions."""
+    """What a sweep did. `left` names the shards that still hold due sessions.
 
+    `backlog` is how many were due when it began, counted up to the first thousand of each shard;
+    `due` how many of them it took up. `late`: there was no time for some of them.
+    """
+
+    backlog: int = 0
     due: int = 0
     claimed: int = 0
     delivered: int = 0
@@ -86,6 +92,7 @@ class Sweep:
     unreadable: int = 0
     failed: int = 0
     oldest: int = 0
+    late: bool = False
     stopped: Literal["", "elevate", "registry", "time"] = ""
     left: list[int] = field(default_factory=list)
 
@@ -120,10 +127,12 @@ class Ending:
     ) -> None:
         self._settings = settings
         self._telemetry = telemetry or Telemetry()
-        self._registry = registry or Registry(settings, on_fault=self._telemetry.statement_failed)
+        self._registry = registry or Registry(settings)
         self._elevate = elevate or Elevate(settings)
         self._clock = clock
         self._threads = settings.concurrency
+        # How long before the end (seconds) the last notification may go out, to be settled in time.
+        self._last_call = settings.connect_timeout + settings.read_timeout + SETTLE_RESERVE
         self._pacer = Pacer(0.0)
 
     # -- told -------------------------------------------------------------------------------
@@ -131,6 +140,22 @@ class Ending:
     def track(self, activity: Activity) -> bool:
         """Note that a session is alive; False if it is over. Raises RegistryUnavailable."""
         return self._registry.track(activity)
+
+    def track_all(
+        self, activities: Sequence[Activity], correlation_id: str, until: float
+    ) -> list[Tracked]:
+        """Track many; what there is no time for before `until` (monotonic seconds) is `lost`."""
+
+        def track(activity: Activity) -> Tracked:
+            if time.monotonic() >= until:
+                return "lost"
+            try:
+                return "tracked" if self.track(activity) else "over"
+            except RegistryUnavailable as error:
+                self._telemetry.registry_failed("track", error, activity.session, correlation_id)
+                return "lost"
+
+        return self._each(activities, track)
 
     def status(self, session_key: str) -> list[Status]:
         """Return the session's state in each market. Raises RegistryUnavailable, UnreadableRow."""
@@ -183,10 +208,13 @@ class Ending:
                 return End("lost")
             return End("kept")
 
-        if len(sessions) == 1:
-            return [end(sessions[0])]
+        return self._each(sessions, end)
+
+    def _each[T, R](self, many: Sequence[T], do: Callable[[T], R]) -> list[R]:
+        if len(many) == 1:
+            return [do(many[0])]
         with ThreadPoolExecutor(self._threads) as threads:
-            return list(threads.map(end, sessions))
+            return list(threads.map(do, many))
 
     def _end_unclaimed(self, session: Session, source: Source, correlation_id: str) -> End:
         """Notify all the same: a registry that is down must not keep visitors signed in."""
@@ -200,17 +228,14 @@ class Ending:
 
     # -- found ------------------------------------------------------------------------------
 
-    def sweep(
-        self, shards: Iterable[int], until: float, correlation_id: str, sweepers: int = 1
-    ) -> Sweep:
+    def sweep(self, shards: Iterable[int], until: float, correlation_id: str) -> Sweep:
         """End the sessions that are due in `shards`, until the monotonic time `until`.
 
-        `sweepers` is how many sweeps share the rate that Elevate is to be spared with. Starts with
-        one batch and doubles while Elevate answers; when nothing gets through any more, no further
-        session is tried. Never raises for a part that failed.
+        Starts with one batch and doubles while Elevate answers; when nothing gets through any more,
+        no further session is tried. Never raises for a part that failed.
         """
         report = Sweep()
-        self._pacer = Pacer(self._settings.max_rate / sweepers)
+        self._pacer = Pacer(self._settings.max_rate)
         with ThreadPoolExecutor(self._threads) as threads:
             try:
                 rows = _DueRows(self._registry, threads, list(shards), int(self._clock()), report)
@@ -221,7 +246,9 @@ class Ending:
                 self._flow(rows, threads, until, correlation_id, report)
         return report
 
-    def retry_rejected(self, market: str | None, shards: Iterable[int], until: float) -> Sweep:
+    def retry_rejected(
+        self, market: str | None, shards: Iterable[int], until: float, correlation_id: str
+    ) -> Sweep:
         """Make rejected sessions due again, of one market or of all. Raises RegistryUnavailable.
 
         They are spread over a minute, so that the next sweep does not meet them all at once.
@@ -234,10 +261,11 @@ class Ending:
                 rows = [r for r in page.rows if market in (None, r.session.market)]
                 report.due += len(rows)
                 for some in batched(rows, BATCH, strict=False):
-                    report.claimed += self._registry.retry_rejected(
-                        some,
-                        lambda: now + _random.randint(0, 60),
+                    written = self._registry.retry_rejected(
+                        some, lambda: now + _random.randint(0, 60)
                     )
+                    report.claimed += len(written.done)
+                    report.failed += self._tell_failed(written.failed, correlation_id)
                 if time.monotonic() > until - SETTLE_RESERVE:
                     report.stopped = "time"
                     report.left = left
@@ -301,7 +329,7 @@ class Ending:
             elif troubled or part.failed:
                 silent = "elevate" if troubled else "registry"
             window = BATCH if troubled else min(window + len(some), _WINDOW * self._threads)
-            if part.unsent and not self._enough_time(until):
+            if part.late:
                 report.stopped = "time"
                 report.left += (row.shard for row in some)
         if report.stopped == "time":
@@ -329,12 +357,14 @@ class Ending:
         try:
             if past:
                 expired = self._registry.expire(past)
-                part.expired = len(expired)
-                part.skipped += len(past) - len(expired)
-                self._telemetry.expired(expired, "sweep", correlation_id)
+                part.expired = len(expired.done)
+                part.failed = self._tell_failed(expired.failed, correlation_id)
+                part.skipped = len(past) - part.expired - part.failed
+                self._telemetry.expired(expired.done, "sweep", correlation_id)
             if not alive:
                 return part
-            if self._elevate.breaker.is_open or not self._enough_time(until):
+            part.late = not self._enough_time(until)
+            if part.late or self._elevate.breaker.is_open:
                 part.unsent = len(alive)
                 return part
             claims = self._registry.claim_due(alive)
@@ -342,9 +372,11 @@ class Ending:
             self._telemetry.registry_failed("claim", error, None, correlation_id)
             part.failed = len(rows) - part.expired - part.skipped
             return part
-        part.claimed = len(claims)
-        part.skipped += len(alive) - len(claims)
-        self._settle(list(self._notify(claims, until, correlation_id, part)), correlation_id)
+        failed = self._tell_failed(claims.failed, correlation_id)
+        part.claimed = len(claims.done)
+        part.failed += failed
+        part.skipped += len(alive) - part.claimed - failed
+        self._settle(list(self._notify(claims.done, until, correlation_id, part)), correlation_id)
         return part
 
     def _notify(
@@ -354,13 +386,18 @@ class Ending:
         told: list[Notified] = []
         told_at = time.monotonic()
         for claim in claims:
-            self._pacer.wait()
-            if not self._enough_time(until):
+            if not (self._pacer.wait(until - self._last_call) and self._enough_time(until)):
+                part.late = True
                 part.unsent += 1
                 yield claim, Settlement("open")
                 continue
             session = claim.row.session
-            outcome = self._elevate.notify(session)
+            try:
+                outcome = self._elevate.notify(session)
+            except Exception as error:
+                # A fault of ours: the others of the batch shall be settled, and the sweep go on.
+                self._telemetry.crashed(error, correlation_id)
+                outcome = Outcome("unavailable", reason=type(error).__name__)
             attempt = claim.row.attempts + outcome.sent
             told.append(Notified(outcome, session, attempt, "sweep", correlation_id))
             if time.monotonic() > told_at + _TELL_WITHIN:
@@ -400,15 +437,19 @@ class Ending:
 
     def _enough_time(self, until: float) -> bool:
         """Tell whether one more notification, and its settling, fits in before `until`."""
-        call = self._settings.connect_timeout + self._settings.read_timeout
-        return time.monotonic() + call + SETTLE_RESERVE < until
+        return time.monotonic() < until - self._last_call
 
     def _settle(self, settlements: Sequence[tuple[Claim, Settlement]], correlation_id: str) -> None:
         """Write outcomes. What cannot be written stays due, and is notified once more."""
         try:
-            self._registry.settle(settlements)
+            self._tell_failed(self._registry.settle(settlements).failed, correlation_id)
         except RegistryUnavailable as error:
             self._telemetry.registry_failed("settle", error, None, correlation_id)
+
+    def _tell_failed(self, codes: Sequence[str], correlation_id: str) -> int:
+        for code in codes:
+            self._telemetry.statement_failed(code, correlation_id)
+        return len(codes)
 
 
 def backoff(base: int, attempts: int, retry_after: int | None = None) -> int:
@@ -439,16 +480,19 @@ class Pacer:
         self._next = 0.0
         self._lock = threading.Lock()
 
-    def wait(self) -> None:
-        """Return when it is this caller's turn."""
+    def wait(self, latest: float) -> bool:
+        """Return True when it is this caller's turn; False at once if that is not by `latest`."""
         if not self._step:
-            return
+            return True
         with self._lock:
             now = self._clock()
             turn = max(now, self._next)
+            if turn > latest:
+                return False
             self._next = turn + self._step
         if turn > now:
             self._sleep(turn - now)
+        return True
 
 
 class _DueRows:
@@ -473,6 +517,7 @@ class _DueRows:
         self.ahead = 0
         due = [row.due_at for page in self._first.values() for row in page.rows]
         report.oldest = max(0, now - min(due, default=now))
+        report.backlog = len(due)
         self._rows = self._stream()
 
     def __iter__(self) -> Iterator[Row]:

@@ -8,14 +8,15 @@ index write, and a crash at any line leaves the row where the next sweep finds i
     settle ─> finished: dueAt removed               crash ──> leaseUntil passes, dueAt still there
               retrying: dueAt = now + backoff
 
-BatchExecuteStatement answers 200 with an error *per statement*; `_batch` reads each of them.
+BatchExecuteStatement answers 200 with an error *per statement*; `_write` reads each of them.
 """
 
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import batched
 from random import SystemRandom
 from typing import Any, Literal
 
@@ -34,15 +35,16 @@ PAGE = 1000
 
 _FINISHED = {"ended", "expired"}
 
-# Upsert by an explicit end. Protects a finished session from being ended again and a session in
-# flight from a second notification; a claim whose answer was lost finds its own lease again.
+# Upsert by an explicit end. Protects an ended session from being ended again and a session in
+# flight from a second notification; a claim whose answer was lost finds its own lease again. An
+# expired session was never ended by us: who asks for its end knows of a later sign of life.
 CLAIM_CONDITION = (
     "attribute_not_exists(sessionKey)"
-    " OR (#state IN (:open, :retrying, :rejected) AND leaseUntil <= :now)"
+    " OR (#state IN (:open, :retrying, :rejected, :expired) AND leaseUntil <= :now)"
     " OR lease = :lease"
 )
 # Record the wish to end a session that someone else is just ending: only if it is not over.
-ASK_CONDITION = "#state IN (:open, :retrying, :rejected)"
+ASK_CONDITION = "#state IN (:open, :retrying, :rejected, :expired)"
 # Claim by a sweep. Protects a session tracked, settled or claimed since the index was read.
 DUE_CONDITION = "dueAt = ? AND leaseUntil < ?"
 # Settle. Protects what another owner wrote after our lease had run out.
@@ -125,6 +127,17 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Written[T]:
+    """What came of writing many: `done`, and a code for each that failed.
+
+    The condition of all others did not hold; that is no failure.
+    """
+
+    done: list[T]
+    failed: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """What may be told about a session: everything but the customerKey."""
 
@@ -147,20 +160,15 @@ def parked(shard: int) -> int:
 
 
 class Registry:
-    """The table of sessions. All methods raise RegistryUnavailable when DynamoDB is.
-
-    `on_fault` is told the code of each single statement that failed in a batch.
-    """
+    """The table of sessions. All methods raise RegistryUnavailable when DynamoDB is."""
 
     def __init__(
         self,
         settings: Settings,
         client: Any = None,
         clock: Callable[[], float] = time.time,
-        on_fault: Callable[[str], None] = lambda code: None,
     ) -> None:
         self._settings = settings
-        self._on_fault = on_fault
         self._table = settings.table_name
         self._client = client or DynamoDB(settings.concurrency)
         self._clock = clock
@@ -225,7 +233,7 @@ class Registry:
     def claim(self, session: Session, asked_at: int) -> Claim | Literal["over", "in flight"]:
         """Take a lease on a session that is to be ended, tracked before or not.
 
-        "over": Elevate has ended it already. "in flight": someone else holds the lease; the wish is
+        "over": it has been ended already. "in flight": someone else holds the lease; the wish is
         written down, so that it outlives a failure of theirs. Raises UnreadableRow.
         """
         now = int(self._clock())
@@ -283,63 +291,63 @@ class Registry:
                 unreadable += 1
         return Page(rows, unreadable, answer.get("LastEvaluatedKey"))
 
-    def claim_due(self, rows: Sequence[Row]) -> list[Claim]:
-        """Take leases on due rows; those that have changed since they were read are left out."""
+    def claim_due(self, rows: Sequence[Row]) -> Written[Claim]:
+        """Take leases on due rows that have not changed since they were read."""
         now = int(self._clock())
         lease = uuid.uuid4().hex
         claims = [Claim(row, lease) for row in rows]
         update = f"SET lease = ? SET leaseUntil = ? WHERE {_KEY} AND {DUE_CONDITION}"
-        done = self._batch(
-            (
+        return self._write(
+            claims,
+            lambda claim: (
                 update,
                 [_s(lease), _n(now + LEASE_SECONDS)],
                 claim.row,
                 [_n(claim.row.due_at), _n(now)],
-            )
-            for claim in claims
+            ),
         )
-        return [claim for claim, ours in zip(claims, done, strict=True) if ours]
 
-    def expire(self, rows: Sequence[Row]) -> list[Row]:
-        """Settle rows that Elevate must have ended itself; return those that had not changed."""
+    def expire(self, rows: Sequence[Row]) -> Written[Row]:
+        """Settle rows that Elevate must have ended itself, if they have not changed."""
         now = int(self._clock())
-        done = self._batch(
-            (
+        return self._write(
+            rows,
+            lambda row: (
                 f"SET \"state\" = 'expired' SET settledAt = ? SET expiresAt = ?"
                 f" {_LEAVE_INDEX} {_FORGET} WHERE {_KEY} AND {DUE_CONDITION}",
                 [_n(now), _n(now + self._settings.retention)],
                 row,
                 [_n(row.due_at), _n(now)],
-            )
-            for row in rows
+            ),
         )
-        return [row for row, ours in zip(rows, done, strict=True) if ours]
 
-    def settle(self, settlements: Sequence[tuple[Claim, Settlement]]) -> None:
+    def settle(
+        self, settlements: Sequence[tuple[Claim, Settlement]]
+    ) -> Written[tuple[Claim, Settlement]]:
         """Write outcomes, each on the condition that its lease is still ours."""
-        done = self._batch(self._settlement(claim, s) for claim, s in settlements)
+        written = self._write(settlements, self._settlement)
         # A postponed row that has moved meanwhile keeps its newer due time and loses the lease.
         moved = [
-            (claim, Settlement("open"))
-            for (claim, s), ours in zip(settlements, done, strict=True)
-            if not ours and s.state == "retrying"
+            (settled[0], Settlement("open"))
+            for settled in settlements
+            if settled[1].state == "retrying" and settled not in written.done
         ]
         if moved:
-            self._batch(self._settlement(claim, s) for claim, s in moved)
+            written.failed.extend(self._write(moved, self._settlement).failed)
+        return written
 
-    def retry_rejected(self, rows: Sequence[Row], due_at: Callable[[], int]) -> int:
-        """Make rejected rows due again; return how many still were rejected."""
-        done = self._batch(
-            (
+    def retry_rejected(self, rows: Sequence[Row], due_at: Callable[[], int]) -> Written[Row]:
+        """Make rows due again that still are rejected."""
+        return self._write(
+            rows,
+            lambda row: (
                 "SET \"state\" = 'retrying' SET dueAt = ? SET sweepShard = ? SET attempts = 0"
                 f" REMOVE expiresAt WHERE {_KEY} AND {REJECTED_CONDITION}",
                 [_n(due_at()), _n(shard_of(row.session.session_key, self._settings.shards))],
                 row,
                 [_n(row.due_at)],
-            )
-            for row in rows
+            ),
         )
-        return sum(done)
 
     # -- wording -----------------------------------------------------------------------------
 
@@ -352,6 +360,7 @@ class Registry:
             ":open": _s("open"),
             ":retrying": _s("retrying"),
             ":rejected": _s("rejected"),
+            ":expired": _s("expired"),
         }
         return values | {f":{n}": _s(v) for n, v in _identity(session).items() if v is not None}
 
@@ -368,14 +377,15 @@ class Registry:
         self, session: Session, asked_at: int, item: dict[str, Any]
     ) -> Literal["over", "in flight"]:
         state = item.get("state", {}).get("S")
-        if state in _FINISHED:
+        if state == "ended":
             return "over"
-        if state not in {"open", "retrying", "rejected"}:
+        if state not in {"open", "retrying", "rejected", "expired"}:
             raise UnreadableRow("state is not known to this version")
         self.keep(session, asked_at)
         return "in flight"
 
-    def _settlement(self, claim: Claim, settlement: Settlement) -> "_Statement":
+    def _settlement(self, settled: tuple[Claim, Settlement]) -> "_Statement":
+        claim, settlement = settled
         now = int(self._clock())
         status = _n(settlement.status) if settlement.status is not None else {"NULL": True}
         kept_until = _n(now + self._settings.retention)
@@ -492,47 +502,44 @@ class Registry:
             raise RegistryUnavailable(type(error).__name__) from None
         return answer
 
-    def _batch(self, statements: Iterable["_Statement"]) -> list[bool]:
-        """Run statements 25 at a time; return for each whether its condition held.
+    def _write[T](self, many: Sequence[T], statement: "Callable[[T], _Statement]") -> Written[T]:
+        """Run a statement for each, 25 at a time.
 
-        A throttled statement is tried again with backoff; one that fails otherwise is told to
-        `on_fault`, left as it was and counts as not done, so the row stays due.
+        A throttled one is tried again with backoff. One that fails in the end leaves its row as it
+        was, and so due.
         """
-        wording = [
-            {
-                "Statement": f'UPDATE "{self._table}" {text}',
-                "Parameters": [
-                    *assigned,
-                    _s(row.session.session_key),
-                    _s(row.session.market),
-                    *compared,
-                ],
-            }
-            for text, assigned, row, compared in statements
-        ]
-        done = [False] * len(wording)
+        wording = [self._wording(*statement(one)) for one in many]
+        written: Written[T] = Written([], [])
         left = list(range(len(wording)))
         for tries in range(_BATCH_TRIES):
-            throttled = []
-            for start in range(0, len(left), BATCH):
-                chunk = left[start : start + BATCH]
-                for index, error in zip(
-                    chunk, self._execute([wording[i] for i in chunk]), strict=True
-                ):
-                    if error is None:
-                        done[index] = True
-                    elif error in _THROTTLED:
+            throttled: list[int] = []
+            codes: list[str] = []
+            for chunk in batched(left, BATCH, strict=False):
+                answers = self._execute([wording[index] for index in chunk])
+                for index, code in zip(chunk, answers, strict=True):
+                    if code is None:
+                        written.done.append(many[index])
+                    elif code in _THROTTLED:
                         throttled.append(index)
-                    elif error != "ConditionalCheckFailed":
-                        self._on_fault(error)
+                        codes.append(code)
+                    elif code != "ConditionalCheckFailed":
+                        written.failed.append(code)
             if not throttled:
-                return done
+                return written
             left = throttled
             if tries + 1 < _BATCH_TRIES:
                 time.sleep(_random.uniform(0, 0.05 * 2**tries))
-        for _ in left:
-            self._on_fault("throttled")
-        return done
+        written.failed.extend(codes)
+        return written
+
+    def _wording(
+        self, text: str, assigned: list[dict[str, Any]], row: Row, compared: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        key = [_s(row.session.session_key), _s(row.session.market)]
+        return {
+            "Statement": f'UPDATE "{self._table}" {text}',
+            "Parameters": [*assigned, *key, *compared],
+        }
 
     def _execute(self, statements: list[dict[str, Any]]) -> list[str | None]:
         try:

@@ -1,5 +1,6 @@
 """Environment → one frozen dataclass, read once."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Settings:
     retry_base: int = 30
     max_rate: float = 0.0  # notifications per second over a sweep; 0 is no limit
     retention: int = 14 * 24 * 60 * 60
+    log_level: str = "INFO"
 
     @property
     def slack(self) -> int:
@@ -64,21 +66,24 @@ class Settings:
         if dialect not in _HOSTS:
             raise InvalidSettings("ELEVATE_API must be web-v2 or storefront-v3")
         numbers = {
-            name: convert(_number(environment, variable))
+            name: convert(_number(environment, variable, zero=name == "max_rate"))
             for name, (variable, convert) in _NUMBERS.items()
             if environment.get(variable)
         }
         markets = environment.get("MARKETS", "").split(",")
-        rate = environment.get("ELEVATE_MAX_RATE", "")
-        return cls(
+        settings = cls(
             table_name=_required(environment, "TABLE_NAME"),
             event_bus_name=environment.get("EVENT_BUS_NAME", ""),
             elevate_url=_elevate_url(environment, dialect),
             dialect=dialect,
             markets=tuple(unquote(market.strip()) for market in markets if market.strip()),
-            max_rate=0.0 if rate in ("", "0") else _number(environment, "ELEVATE_MAX_RATE"),
+            log_level=_log_level(environment),
             **numbers,
         )
+        if dialect == "web-v2" and settings.session_limit <= settings.idle:
+            # Each idle session would expire before it could be ended.
+            raise InvalidSettings("SESSION_LIMIT_MINUTES must be more than SESSION_IDLE_MINUTES")
+        return settings
 
 
 def _minutes(number: float) -> int:
@@ -93,6 +98,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], Any]]] = {
     "retry_base": ("RETRY_BASE_SECONDS", int),
     "shards": ("SWEEP_SHARDS", lambda number: min(int(number), MAX_SHARDS)),
     "concurrency": ("SWEEP_CONCURRENCY", int),
+    "max_rate": ("ELEVATE_MAX_RATE", float),
 }
 
 
@@ -103,14 +109,21 @@ def _required(environment: Mapping[str, str], name: str) -> str:
     return value
 
 
-def _number(environment: Mapping[str, str], name: str) -> float:
+def _number(environment: Mapping[str, str], name: str, *, zero: bool) -> float:
     try:
         value = float(environment[name])
     except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise InvalidSettings(f"{name} must be a positive number")
+        value = -1.0
+    if not 0 <= value < float("inf") or not (value or zero):
+        raise InvalidSettings(f"{name} must be a positive number" + " or 0" * zero)
     return value
+
+
+def _log_level(environment: Mapping[str, str]) -> str:
+    level = environment.get("POWERTOOLS_LOG_LEVEL") or "INFO"
+    if level not in logging.getLevelNamesMapping():
+        raise InvalidSettings("POWERTOOLS_LOG_LEVEL must be INFO, WARNING or ERROR")
+    return level
 
 
 def _elevate_url(environment: Mapping[str, str], dialect: Dialect) -> str:

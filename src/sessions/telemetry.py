@@ -54,10 +54,10 @@ class Telemetry:
     between threads; `flush` ends an invocation.
     """
 
-    def __init__(self) -> None:
-        logger = Logger()
-        self._service = logger.service
-        self._is_logged = logging.getLogger(logger.service).isEnabledFor
+    def __init__(self, level: str = "INFO") -> None:
+        self._service = Logger().service
+        # Not Powertools' level: with JSON logs Lambda names one of its own, and that wins there.
+        self._level = logging.getLevelNamesMapping()[level]
         self._metrics = Metrics()
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
@@ -99,7 +99,7 @@ class Telemetry:
         """Write a line for each session that Elevate must have ended itself."""
         for row in rows:
             self._write(
-                logging.WARNING,
+                logging.INFO,
                 "expired",
                 correlation_id,
                 outcome="expired",
@@ -115,7 +115,7 @@ class Telemetry:
         """Write the line of a call that the registry did not take."""
         about = _about(session) if session else {}
         self._write(
-            logging.ERROR,
+            logging.WARNING,
             "registry failed",
             correlation_id,
             operation=operation,
@@ -124,14 +124,20 @@ class Telemetry:
         )
         self.count("RegistryFailed")
 
-    def statement_failed(self, code: str) -> None:
+    def statement_failed(self, code: str, correlation_id: str) -> None:
         """Write the line of one statement that failed in a batch the registry took."""
-        self._write(logging.ERROR, "registry failed", "", operation="statement", error=code)
+        self._write(
+            logging.WARNING, "registry failed", correlation_id, operation="statement", error=code
+        )
         self.count("RegistryFailed")
 
     def refused(self, errors: list[FieldError], source: Source, correlation_id: str) -> None:
-        """Write the line of one refused input: which fields, never what they held."""
-        self._write(logging.WARNING, "refused", correlation_id, errors=errors, source=source)
+        """Write the line of one refused input: which fields, never what they held.
+
+        A caller of the API has been told; an event becomes a dead letter, for someone to look at.
+        """
+        level = logging.INFO if source == "api" else logging.ERROR
+        self._write(level, "refused", correlation_id, errors=errors, source=source)
         self.count("Invalid")
 
     def crashed(self, error: BaseException, correlation_id: str) -> None:
@@ -189,9 +195,9 @@ class Telemetry:
         """Return one line of JSON; nothing if its level is not logged.
 
         A record that passes through the logging package costs a quarter of the notification that
-        it tells of (docs/decisions.md), so none is made. Powertools decides on level and service.
+        it tells of (docs/decisions.md), so none is made.
         """
-        if not self._is_logged(level):
+        if level < self._level:
             return ""
         line: dict[str, Any] = {
             "level": logging.getLevelName(level),
