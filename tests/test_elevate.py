@@ -3,6 +3,7 @@
 import datetime
 import email.utils
 import html
+import itertools
 import json
 import logging
 import socket
@@ -432,6 +433,17 @@ def test_after_three_time_outs_nobody_waits_any_more() -> None:
         assert (held_back.kind, held_back.sent) == ("unavailable", False)
         assert server.connections == 3
         assert elevate.breaker.is_open
+
+
+def test_a_failure_that_takes_as_long_as_a_time_out_counts_as_one() -> None:
+    """Such as a resolver that hangs: no time-out of ours bounds it."""
+    now = itertools.count(step=10)
+    with wire(answering(b"")) as server:
+        url = server.url
+    elevate = Elevate(Settings("table", "bus", url), clock=lambda: float(next(now)))
+    kinds = [elevate.notify(SESSION).reason.split(":")[0] for _ in range(3)]
+    assert kinds == ["NewConnectionError"] * 3
+    assert elevate.breaker._timeouts == 3
 
 
 def test_quick_failures_do_not_open_the_breaker() -> None:

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ConnectTimeoutError
 
 from emulated import Clock, FakeElevate
 from faulty_dynamodb import Drop, FaultyDynamoDB, faulty_dynamodb
 from handler import end
 from handler.application import application as build
 from handlers import Context, forget, sample
+from sessions.aws import DynamoDB
 from sessions.elevate import Elevate
 from sessions.ending import ALL_SHARDS, Ending
 from sessions.registry import Registry, RegistryUnavailable
@@ -320,6 +322,48 @@ def test_statements_that_fail_for_good_leave_their_rows_due(
     clock.turn(LEASE_SECONDS + 1)
     ending.sweep(ALL_SHARDS, FOREVER, "tick")
     assert len(set(elevate.keys())) == 12
+
+
+def test_a_sweep_whose_every_statement_is_refused_stops_and_says_so(
+    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+) -> None:
+    """A privilege that was taken away: the calls are taken, what is in them is not."""
+    tracked(ending, clock, 60)
+    clock.turn(1800)
+    dynamo.statement_errors = lambda statements: dict.fromkeys(range(len(statements)), "Denied")
+    report = ending.sweep(ALL_SHARDS, FOREVER, "tick")
+    assert (report.stopped, report.skipped, report.claimed) == ("registry", 0, 0)
+    assert 0 < report.failed < 60
+    assert elevate.received == []
+    dynamo.statement_errors = lambda statements: {}
+    assert ending.sweep(ALL_SHARDS, FOREVER, "tick").delivered == 60
+
+
+def test_a_connection_that_fails_once_is_tried_again(
+    settings: Settings, aws: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused, or not answered in time, before anything was sent: botocore has names of its own."""
+    registry = Registry(settings, DynamoDB(1))
+    http, tries = registry._client._http, []
+    send = http.send
+
+    def refuse(request: Any) -> Any:
+        tries.append(request)
+        if len(tries) == 1:
+            raise ConnectTimeoutError(endpoint_url=aws)
+        return send(request)
+
+    monkeypatch.setattr(http, "send", refuse)
+    assert registry.track(Activity(new_session(), 1_795_435_200))
+    assert len(tries) == 2
+
+
+def test_a_list_of_tracks_for_which_there_is_no_time_comes_again(
+    ending: Ending, clock: Clock
+) -> None:
+    activities = [Activity(new_session(), int(clock.now)) for _ in range(3)]
+    assert ending.track_all(activities, "event", time.monotonic()) == ["lost"] * 3
+    assert ending.track_all(activities, "event", time.monotonic() + 60) == ["tracked"] * 3
 
 
 def test_a_batch_that_fails_as_a_whole_leaves_its_rows_due(

@@ -12,25 +12,21 @@ from urllib.parse import quote
 
 import pytest
 
+from alarms import ALARMS, fires, needed
 from emulated import FakeElevate
+from handler import application as shared
 from handler import end, sweep, track
 from handler.application import Application
 from handler.bus import EventFailed, InvalidEvent, NotKept
-from handlers import Context, sample
+from handlers import Context, forget, sample
 from registry_table import template
 from sessions.aws import DynamoDB
-from sessions.registry import Registry, RegistryUnavailable
+from sessions.registry import Registry
 from sessions.session import Activity, Session
-from sessions.telemetry import hashed
+from sessions.telemetry import Telemetry, hashed
 
 MANUAL = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
 RESOURCES: dict[str, Any] = template()["Resources"]
-ALARMS: dict[str, dict[str, Any]] = {
-    name: resource["Properties"]
-    for name, resource in RESOURCES.items()
-    if resource["Type"] == "AWS::CloudWatch::Alarm"
-}
-DEFAULTS = {name: p["Default"] for name, p in template()["Parameters"].items()}
 COMMON = {"level", "message", "timestamp", "service", "correlation_id"}
 TYPES: dict[str, Any] = {
     "string": str,
@@ -84,10 +80,10 @@ class World:
         """Keep the answer's body; a 202's Location names the session to the caller who did."""
         self.answers.append(module.handle(request, Context())["body"])
 
-    def event(self, module: Any, name: str, *details: Any, **changes: Any) -> None:
+    def event(self, module: Any, name: str, *details: Any, seconds: float = 60) -> None:
         detail = {"sessions": list(details)} if len(details) > 1 else details[0]
         try:
-            module.handle(sample(name, detail=detail, **changes), Context())
+            module.handle(sample(name, detail=detail), Context(seconds))
         except (InvalidEvent, NotKept, EventFailed) as error:
             # Lambda writes an error's text, and its cause, into the log and into the dead letter.
             self.answers.append(f"{error!r} {error.__cause__!r} {error.__suppress_context__}")
@@ -140,6 +136,11 @@ def all_that_happens(
     over = world.session()
     world.event(end, "session_ended", over)
     world.event(track, "session_active", over)  # too late
+    world.event(end, "session_ended", world.session(), world.session(), seconds=1)  # written down
+    for name, prefix in (("api_elevate_v2", "esales."), ("api_elevate_storefront_v3", "")):
+        for market in ("UK", world.key()):
+            query = {prefix + n: [v] for n, v in (world.session() | {"market": market}).items()}
+            world.call(end, sample(name, multiValueQueryStringParameters=query))
     # Bad input, with keys where they should not be.
     world.end(market=world.key())
     world.end(sessionKey=world.key() + "x", extra=world.key())
@@ -209,23 +210,62 @@ def test_every_line_is_as_documented_and_every_documented_field_is_written(
         assert seen[message] == fields, message
 
 
-def test_levels_say_who_must_act(world: World, log: Log) -> None:
-    for status in (204, 400, 503):
-        world.elevate.statuses = [status]
-        world.end()
-    assert [line["level"] for line in log()] == ["INFO", "ERROR", "WARNING"]
+def test_levels_say_who_must_act(all_that_happens: World, log: Log) -> None:
+    found = {
+        (line["message"], line.get("outcome", line.get("source")), line["level"]) for line in log()
+    }
+    tried_again = {
+        ("notification", "unavailable", "WARNING"),
+        ("registry failed", None, "WARNING"),
+        ("sweep", None, "WARNING"),  # stopped by Elevate
+    }
+    someone_must_act = {
+        ("notification", "rejected", "ERROR"),
+        ("refused", "event", "ERROR"),  # a dead letter
+        ("refused", "sweep", "ERROR"),
+        ("crashed", None, "ERROR"),
+    }
+    normal = {
+        ("notification", "delivered", "INFO"),
+        ("expired", "expired", "INFO"),
+        ("sweep", None, "INFO"),
+        ("refused", "api", "INFO"),  # its caller was told
+    }
+    assert found == normal | tried_again | someone_must_act
 
 
-def test_a_correlation_id_goes_from_the_call_and_the_hand_over_to_the_notification(
+def test_the_log_level_is_the_one_that_was_set_whatever_lambda_sets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where logs are JSON, Lambda sets AWS_LAMBDA_LOG_LEVEL itself."""
+    monkeypatch.setenv("AWS_LAMBDA_LOG_LEVEL", "INFO")
+    telemetry = Telemetry("ERROR")
+    telemetry.refused([], "api", "")
+    telemetry.count("Invalid", 0)
+    telemetry.crashed(ValueError(), "")
+    telemetry.flush("api")
+    written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line.get("message", "metrics") for line in written] == ["crashed", "metrics"]
+
+
+def test_a_correlation_id_goes_from_call_event_tick_and_hand_over_to_the_notification(
     world: World, log: Log
 ) -> None:
     world.end()
+    world.event(end, "session_ended", world.session())
+    world.due()
+    sweep.handle(sample("scheduled_sweep"), Context())
     world.due()
     handed_over = {"correlationId": "tick of an hour ago", "depth": 1}
     sweep.handle(sample("session_sweep", detail=handed_over), Context())
     called = sample("api_end")["requestContext"]["requestId"]
+    event, tick = sample("session_ended")["id"], Context.aws_request_id
     found = [line["correlation_id"] for line in log()]
-    assert found == [called, "tick of an hour ago", "tick of an hour ago"]
+    assert found == [called, event, tick, tick, "tick of an hour ago", "tick of an hour ago"]
+
+
+def test_every_line_has_a_correlation_id(all_that_happens: World, log: Log) -> None:
+    assert all(line["correlation_id"] for line in log())
 
 
 # -- keys --------------------------------------------------------------------------------------
@@ -249,6 +289,38 @@ def test_no_key_is_readable_anywhere(
         for form in forms(key):
             assert form.lower() not in written
     assert any(str(hashed(key)) in written for key in all_that_happens.keys)
+
+
+class FreeText(World):
+    """Elevate 4 takes any text as a key."""
+
+    def key(self) -> str:
+        self.keys.append(f"jürgen+o'neil{len(self.keys)}@shop.example/ß \U0001f6d2")
+        return self.keys[-1]
+
+
+def test_keys_of_free_text_are_not_readable_either(
+    application: Application,
+    elevate: FakeElevate,
+    monkeypatch: pytest.MonkeyPatch,
+    log: Log,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ELEVATE_API", "storefront-v3")
+    forget()
+    world = FreeText(shared.application(), elevate)
+    for status in (204, 400, 503):
+        elevate.statuses = [status]
+        world.end()
+        world.event(end, "session_ended", world.session())
+        world.due()
+        world.sweep()
+    out, err = capsys.readouterr()
+    written = "\n".join([json.dumps(log()), out, err, *world.answers]).lower()
+    assert {line.get("status") for line in log()} >= {204, 400, 503}
+    for key in world.keys:
+        for form in forms(key):
+            assert form.lower() not in written
 
 
 # -- metrics -----------------------------------------------------------------------------------
@@ -294,30 +366,6 @@ def test_each_latency_of_a_large_sweep_is_written_once(
 # -- alarms ------------------------------------------------------------------------------------
 
 
-def number(value: Any) -> float:
-    return float(DEFAULTS.get(value, value))
-
-
-def fires(alarm: dict[str, Any], periods: list[list[float]]) -> bool:
-    """Evaluate an alarm as CloudWatch does, over periods that each hold some data points."""
-    statistics: dict[str, Callable[[list[float]], float]]
-    statistics = {"Maximum": max, "Minimum": min, "Sum": sum}
-    statistic = statistics[alarm["Statistic"]]
-    assert alarm["ComparisonOperator"] == "GreaterThanThreshold"
-    assert alarm["TreatMissingData"] in ("breaching", "notBreaching")
-    missing = alarm["TreatMissingData"] == "breaching"
-    breaching = [
-        statistic(points) > number(alarm["Threshold"]) if points else missing
-        for points in periods[-int(number(alarm["EvaluationPeriods"])) :]
-    ]
-    return breaching.count(True) >= needed(alarm)
-
-
-def needed(alarm: dict[str, Any]) -> int:
-    """Return how many of its periods must be breaching."""
-    return int(number(alarm.get("DatapointsToAlarm", alarm["EvaluationPeriods"])))
-
-
 def points(alarm: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> list[float]:
     """Return what has been written of the alarm's metric under exactly its dimensions."""
     found: list[float] = []
@@ -347,11 +395,14 @@ def rejecting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def unclaimable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.due()
+    refused = {"Error": {"Code": "AccessDenied"}}
 
-    def fail(*_: Any) -> None:
-        raise RegistryUnavailable("ThrottlingException")
+    def refuse(*_: Any, Statements: list[Any]) -> dict[str, Any]:
+        return {"Responses": [refused for _ in Statements]}
 
-    monkeypatch.setattr(world.application.ending._registry, "claim_due", fail)
+    # The call is taken, each of its statements is not.
+    client = world.application.ending._registry._client
+    monkeypatch.setattr(client, "batch_execute_statement", refuse)
     world.sweep()
 
 
@@ -406,23 +457,9 @@ def test_no_sweep_for_five_minutes_is_an_alarm(
     assert fires(alarm, [points(alarm, capsys)] * 5)
 
 
-@pytest.mark.parametrize("function", [end, track, sweep])
-def test_a_failed_invocation_is_an_error_of_the_function(
-    function: Any, application: Application
-) -> None:
-    """Lambda counts one of `Errors` for each exception that leaves a function."""
-    alarm = ALARMS[f"{function.__name__.split('.')[-1].title()}ErrorsAlarm"]
-    with pytest.raises(InvalidEvent):
-        function.handle(sample("session_ended", detail={"no": "session"}), Context())
-    assert (alarm["Namespace"], alarm["MetricName"]) == ("AWS/Lambda", "Errors")
-    assert fires(alarm, [[1.0]])
-    assert not fires(alarm, [[0.0]])
-    assert not fires(alarm, [[]])
-
-
 @pytest.mark.parametrize("name", sorted(set(ALARMS) - set(FAULTS)))
 def test_alarms_on_awss_own_metrics_fire_at_one(name: str) -> None:
-    """What AWS counts cannot be seen here: one throttle, error or dead letter is enough."""
+    """One throttle, error or dead letter is enough; tests/stack/test_alarms.py makes some."""
     assert ALARMS[name]["Namespace"] in ("AWS/Lambda", "AWS/SQS")
     assert fires(ALARMS[name], [[1.0]])
     assert not fires(ALARMS[name], [[]])
