@@ -23,6 +23,8 @@ from typing import IO, Any
 import boto3
 from botocore.config import Config
 
+from local.interface import interface
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 REGION = "eu-west-1"
@@ -105,6 +107,7 @@ class Stack:
         )
         self.info = self._describe(parameters)
         self._copy_invoke_settings()
+        self._put_gateway_responses(parameters.get("CorsOrigin", ""))
         (self.folder / "stack.json").write_text(json.dumps(self.info, indent=2) + "\n")
         return self.info
 
@@ -266,6 +269,22 @@ class Stack:
                 DestinationConfig={"OnFailure": found["DestinationConfig"]["OnFailure"]},
             )
 
+    def _put_gateway_responses(self, origin: str) -> None:
+        """Put the gateway's own answers, which MiniStack does not read out of openapi.yaml."""
+        gateway = self.client("apigateway")
+        api_id = self.info["apiId"]
+        answers = interface({"HasCorsOrigin"} if origin else ())
+        for kind, answer in answers["x-amazon-apigateway-gateway-responses"].items():
+            headers = answer["responseParameters"]
+            gateway.put_gateway_response(
+                restApiId=api_id,
+                responseType=kind,
+                statusCode=str(answer["statusCode"]),
+                responseParameters=headers | ({_ORIGIN: f"'{origin}'"} if origin else {}),
+                responseTemplates=answer["responseTemplates"],
+            )
+        gateway.create_deployment(restApiId=api_id, stageName="api")
+
     def _describe(self, parameters: dict[str, str]) -> dict[str, Any]:
         stacks = self.client("cloudformation").describe_stacks(StackName=STACK_NAME)["Stacks"]
         outputs = {o["OutputKey"]: o["OutputValue"] for o in stacks[0]["Outputs"]}
@@ -275,6 +294,7 @@ class Stack:
         api_id = outputs["ApiUrl"].split("//")[1].split(".")[0]
         functions = {name: outputs[f"{name.title()}FunctionName"] for name in _FUNCTIONS}
         return {
+            "apiId": api_id,
             # MiniStack's own form: names under .localhost do not resolve everywhere.
             "apiUrl": f"{self.aws_endpoint_url}/_aws/execute-api/{api_id}/api",
             "apiKey": key,
@@ -289,6 +309,7 @@ class Stack:
         }
 
 
+_ORIGIN = "gatewayresponse.header.Access-Control-Allow-Origin"
 _FUNCTIONS = ("end", "track", "sweep")
 
 

@@ -1,6 +1,5 @@
 """template.yaml against the code: what one promises the other keeps."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -202,15 +201,3 @@ def test_every_operation_of_the_api_is_in_the_readme() -> None:
     for path, operations in api["paths"].items():
         for method in set(operations) & {"get", "put", "post"}:
             assert f"`{method.upper()} {path}`" in readme
-
-
-def test_the_gateways_own_errors_are_problems() -> None:
-    api = interface()
-    answers = api["x-amazon-apigateway-gateway-responses"]
-    assert {"DEFAULT_4XX", "DEFAULT_5XX", "INVALID_API_KEY", "THROTTLED"} <= set(answers)
-    for answer in answers.values():
-        problem = json.loads(answer["responseTemplates"]["application/json"])
-        assert problem.get("status") == answer.get("statusCode")
-        assert {"type", "title", "detail", "requestId"} <= set(problem)
-        header = answer["responseParameters"]["gatewayresponse.header.Content-Type"]
-        assert header == "'application/problem+json'"
