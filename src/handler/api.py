@@ -12,6 +12,8 @@ from sessions.session import FieldError, InvalidPayload
 
 MAX_BODY_BYTES = 16 * 1024
 RETRY_AFTER_SECONDS = 30
+# What a signed call carries.
+SIGNING = ("authorization", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token")
 
 type Answer = dict[str, Any]
 
@@ -100,7 +102,7 @@ def preflight(event: dict[str, Any], request_id: str) -> Answer:
         HTTPStatus.NO_CONTENT,
         headers={
             "Access-Control-Allow-Methods": "POST",
-            "Access-Control-Allow-Headers": "content-type, x-api-key",
+            "Access-Control-Allow-Headers": ", ".join(("content-type", "x-api-key", *SIGNING)),
             "Access-Control-Max-Age": "7200",
         },
     )
