@@ -94,7 +94,7 @@ class Stack:
     def deploy(self, parameters: dict[str, str]) -> dict[str, Any]:
         """Deploy what was built; write and return what others need to know of the stack."""
         given = {"ElevateBaseUrl": self.elevate_url, "Markets": self._markets} | parameters
-        overrides = [f'{name}="{value}"' for name, value in given.items() if value]
+        overrides = [f'{name}="{value}"' for name, value in given.items()]
         self._sam(
             "deploy",
             "--config-file",
@@ -107,7 +107,7 @@ class Stack:
         )
         self.info = self._describe(parameters)
         self._copy_invoke_settings()
-        self._put_gateway_responses(parameters.get("CorsOrigin", ""))
+        self._put_gateway_responses()
         (self.folder / "stack.json").write_text(json.dumps(self.info, indent=2) + "\n")
         return self.info
 
@@ -269,21 +269,23 @@ class Stack:
                 DestinationConfig={"OnFailure": found["DestinationConfig"]["OnFailure"]},
             )
 
-    def _put_gateway_responses(self, origin: str) -> None:
+    def _put_gateway_responses(self) -> None:
         """Put the gateway's own answers, which MiniStack does not read out of openapi.yaml."""
         gateway = self.client("apigateway")
-        api_id = self.info["apiId"]
+        at = {"restApiId": self.info["apiId"]}
+        stage = gateway.get_stage(**at, stageName="api")
+        origin = stage.get("variables", {}).get("corsOrigin")
         answers = interface({"HasCorsOrigin"} if origin else ())
         for kind, answer in answers["x-amazon-apigateway-gateway-responses"].items():
             headers = answer["responseParameters"]
             gateway.put_gateway_response(
-                restApiId=api_id,
+                **at,
                 responseType=kind,
                 statusCode=str(answer["statusCode"]),
                 responseParameters=headers | ({_ORIGIN: f"'{origin}'"} if origin else {}),
                 responseTemplates=answer["responseTemplates"],
             )
-        gateway.create_deployment(restApiId=api_id, stageName="api")
+        gateway.create_deployment(**at, stageName="api")
 
     def _describe(self, parameters: dict[str, str]) -> dict[str, Any]:
         stacks = self.client("cloudformation").describe_stacks(StackName=STACK_NAME)["Stacks"]
