@@ -12,7 +12,7 @@ import pytest
 from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
 
-from local.interface import BY_DEFAULT, interface, page
+from local.interface import BY_DEFAULT, interface, main, page
 from sessions.session import Validator, session_schema
 from sessions.settings import Dialect
 
@@ -96,6 +96,19 @@ def test_the_page_shows_the_interface_and_fetches_nothing() -> None:
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=", written.split("<script>")[0])
     assert "sourceMappingURL" not in written
     assert "validatorUrl: null" in written
+
+
+def test_make_docs_writes_the_page_and_plain_openapi_beside_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main()
+    assert "index.html" in capsys.readouterr().out
+    folder = ROOT / ".local" / "docs"
+    assert (folder / "index.html").read_text() == page()
+    plain = (folder / "openapi.json").read_text()
+    assert "x-amazon-" not in plain
+    assert "Fn::" not in plain
+    validate(json.loads(plain))
 
 
 @pytest.mark.parametrize(("name", "activity"), [("Session", False), ("Activity", True)])

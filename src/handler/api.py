@@ -38,6 +38,11 @@ class Problem(Exception):
         self.members = members
 
 
+def method(event: Any) -> str | None:
+    """Return the method of an API call, None for what is none."""
+    return event.get("httpMethod") if isinstance(event, dict) else None
+
+
 def answer(status: HTTPStatus, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
     """Return an answer for API Gateway; `body` is sent as JSON."""
     head = {"Cache-Control": "no-store"} | (headers or {})
