@@ -116,6 +116,11 @@ class Stack:
         """Return the emulator's process, which leads the group of its functions' processes."""
         return self._processes[0].pid
 
+    @property
+    def api_id(self) -> str:
+        """Return the deployed API's id, which is the first part of its host name."""
+        return str(self.info["apiUrl"].split("/")[-2])
+
     def client(self, service: str, config: Config | None = None) -> Any:
         """Return a boto3 client of an emulated service."""
         return boto3.client(
@@ -272,7 +277,7 @@ class Stack:
     def _put_gateway_responses(self) -> None:
         """Put the gateway's own answers, which MiniStack does not read out of openapi.yaml."""
         gateway = self.client("apigateway")
-        at = {"restApiId": self.info["apiId"]}
+        at = {"restApiId": self.api_id}
         stage = gateway.get_stage(**at, stageName="api")
         origin = stage.get("variables", {}).get("corsOrigin")
         answers = interface({"HasCorsOrigin"} if origin else ())
@@ -296,7 +301,6 @@ class Stack:
         api_id = outputs["ApiUrl"].split("//")[1].split(".")[0]
         functions = {name: outputs[f"{name.title()}FunctionName"] for name in _FUNCTIONS}
         return {
-            "apiId": api_id,
             # MiniStack's own form: names under .localhost do not resolve everywhere.
             "apiUrl": f"{self.aws_endpoint_url}/_aws/execute-api/{api_id}/api",
             "apiKey": key,

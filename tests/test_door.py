@@ -152,7 +152,7 @@ def test_a_page_of_the_shop_may_end_and_do_nothing_else(stack: Stack) -> None:
 def test_elevates_own_paths_are_at_the_origin(stack: Stack, path: str, prefix: str) -> None:
     visitor = session()
     arguments = urllib.parse.urlencode({prefix + name: value for name, value in visitor.items()})
-    host = {"Host": f"{stack.info['apiId']}.execute-api.localhost"}
+    host = {"Host": f"{stack.api_id}.execute-api.localhost"}
     origin = stack.aws_endpoint_url
     assert call(stack, "POST", f"{path}?{arguments}", host, base=origin)[0] == 204
     assert received(stack, visitor) == 1
@@ -160,7 +160,7 @@ def test_elevates_own_paths_are_at_the_origin(stack: Stack, path: str, prefix: s
 
 def test_the_gateways_own_answers_are_problems(stack: Stack) -> None:
     gateway = stack.client("apigateway")
-    for answer in gateway.get_gateway_responses(restApiId=stack.info["apiId"])["items"]:
+    for answer in gateway.get_gateway_responses(restApiId=stack.api_id)["items"]:
         assert json.loads(answer["responseTemplates"]["application/json"])["status"] == int(
             answer["statusCode"]
         )
