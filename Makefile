@@ -63,11 +63,17 @@ tail: $(VENV)/installed ## Follow the functions' logs
 docs: $(VENV)/installed ## Write the HTTP interface as one page to read
 	@$(BIN)/python -m local.interface
 
-check: $(VENV)/installed scan ## Lint, types, template and its security
+check: $(VENV)/installed scan ## Lint, types, template and its security, hashes of all dependencies
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	AWS_DEFAULT_REGION=eu-west-1 $(BIN)/sam validate --lint
+	$(BIN)/uv pip sync $(HASHED) --python $(BIN)/python requirements-dev.txt
+	$(BIN)/uv pip sync $(HASHED) --python $(BIN)/python src/requirements.txt
+	$(BIN)/uv pip sync $(HASHED) --python $(VENV)/scan/bin/python requirements-scan.txt
+
+# Refuses a lock with a line that is not pinned or has no hash; changes nothing, asks nobody.
+HASHED := --quiet --offline --dry-run --require-hashes
 
 scan: $(VENV)/scan/installed ## Look for what is insecure in the template (.checkov.yaml has the exceptions)
 	@mkdir -p .local

@@ -23,6 +23,8 @@ from typing import IO, Any
 import boto3
 from botocore.config import Config
 
+from local.interface import interface
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 REGION = "eu-west-1"
@@ -92,7 +94,7 @@ class Stack:
     def deploy(self, parameters: dict[str, str]) -> dict[str, Any]:
         """Deploy what was built; write and return what others need to know of the stack."""
         given = {"ElevateBaseUrl": self.elevate_url, "Markets": self._markets} | parameters
-        overrides = [f'{name}="{value}"' for name, value in given.items() if value]
+        overrides = [f'{name}="{value}"' for name, value in given.items()]
         self._sam(
             "deploy",
             "--config-file",
@@ -105,6 +107,7 @@ class Stack:
         )
         self.info = self._describe(parameters)
         self._copy_invoke_settings()
+        self._put_gateway_responses()
         (self.folder / "stack.json").write_text(json.dumps(self.info, indent=2) + "\n")
         return self.info
 
@@ -112,6 +115,11 @@ class Stack:
     def ministack_pid(self) -> int:
         """Return the emulator's process, which leads the group of its functions' processes."""
         return self._processes[0].pid
+
+    @property
+    def api_id(self) -> str:
+        """Return the deployed API's id, which is the first part of its host name."""
+        return str(self.info["apiUrl"].split("/")[-2])
 
     def client(self, service: str, config: Config | None = None) -> Any:
         """Return a boto3 client of an emulated service."""
@@ -266,6 +274,24 @@ class Stack:
                 DestinationConfig={"OnFailure": found["DestinationConfig"]["OnFailure"]},
             )
 
+    def _put_gateway_responses(self) -> None:
+        """Put the gateway's own answers, which MiniStack does not read out of openapi.yaml."""
+        gateway = self.client("apigateway")
+        at = {"restApiId": self.api_id}
+        stage = gateway.get_stage(**at, stageName="api")
+        origin = stage.get("variables", {}).get("corsOrigin")
+        answers = interface({"HasCorsOrigin"} if origin else ())
+        for kind, answer in answers["x-amazon-apigateway-gateway-responses"].items():
+            headers = answer["responseParameters"]
+            gateway.put_gateway_response(
+                **at,
+                responseType=kind,
+                statusCode=str(answer["statusCode"]),
+                responseParameters=headers | ({_ORIGIN: f"'{origin}'"} if origin else {}),
+                responseTemplates=answer["responseTemplates"],
+            )
+        gateway.create_deployment(**at, stageName="api")
+
     def _describe(self, parameters: dict[str, str]) -> dict[str, Any]:
         stacks = self.client("cloudformation").describe_stacks(StackName=STACK_NAME)["Stacks"]
         outputs = {o["OutputKey"]: o["OutputValue"] for o in stacks[0]["Outputs"]}
@@ -289,6 +315,7 @@ class Stack:
         }
 
 
+_ORIGIN = "gatewayresponse.header.Access-Control-Allow-Origin"
 _FUNCTIONS = ("end", "track", "sweep")
 
 

@@ -84,6 +84,16 @@ def test_a_visitor_without_a_session_has_nothing_to_end(
     assert elevate.received == []
 
 
+@pytest.mark.parametrize("context", ["ANONYMOUS", "SYNTHETIC"])
+@pytest.mark.parametrize("market", [None, "Atlantis"])
+def test_a_visitor_without_a_session_has_a_market(
+    context: str, market: str | None, application: Application
+) -> None:
+    bare = {"customerKey": None, "sessionKey": None}
+    answer = call("storefront-v3", userContext=context, market=market, **bare)
+    assert fields(answer) == ["market"]
+
+
 @pytest.mark.parametrize("route", PREFIX)
 @pytest.mark.parametrize("name", KEYS)
 @pytest.mark.parametrize("value", [None, "", "\x00", ["a", "b"]])

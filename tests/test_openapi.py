@@ -1,27 +1,31 @@
 """openapi.yaml is the interface: what it says, the functions and the README say too."""
 
+import json
 import re
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import pytest
 from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
 
-from local.interface import BY_DEFAULT, interface, page
+from local.interface import BY_DEFAULT, interface, main, page
 from sessions.session import Validator, session_schema
 from sessions.settings import Dialect
 
 ROOT = Path(__file__).parent.parent
 API: dict[str, Any] = interface()
 SCHEMAS: dict[str, Any] = API["components"]["schemas"]
+METHODS = {"get", "put", "post"}
 DIALECTS: tuple[Dialect, ...] = ("web-v2", "storefront-v3")
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
     for path, methods in API["paths"].items():
-        for method in set(methods) & {"get", "put", "post"}:
+        for method in set(methods) & METHODS:
             yield method.upper(), path, methods[method]
 
 
@@ -65,7 +69,7 @@ def test_only_ends_are_ever_open(
     conditions: frozenset[str], ends: list[Any], others: list[Any]
 ) -> None:
     for methods in interface(conditions)["paths"].values():
-        for method in set(methods) & {"get", "put", "post"}:
+        for method in set(methods) & METHODS:
             operation = methods[method]
             asked = ends if operation["operationId"] in ENDS else others
             assert operation["security"] == asked
@@ -94,6 +98,19 @@ def test_the_page_shows_the_interface_and_fetches_nothing() -> None:
     assert "validatorUrl: null" in written
 
 
+def test_make_docs_writes_the_page_and_plain_openapi_beside_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main()
+    assert "index.html" in capsys.readouterr().out
+    folder = ROOT / ".local" / "docs"
+    assert (folder / "index.html").read_text() == page()
+    plain = (folder / "openapi.json").read_text()
+    assert "x-amazon-" not in plain
+    assert "Fn::" not in plain
+    validate(json.loads(plain))
+
+
 @pytest.mark.parametrize(("name", "activity"), [("Session", False), ("Activity", True)])
 def test_the_functions_schemas_equal_it(name: str, activity: bool) -> None:
     said = SCHEMAS[name]
@@ -120,23 +137,55 @@ def test_the_functions_schemas_equal_it(name: str, activity: bool) -> None:
 
 
 def test_each_request_has_an_example_that_is_accepted() -> None:
-    for method, path, operation in operations():
+    for _, path, operation in operations():
         if "requestBody" in operation:
             content = operation["requestBody"]["content"]["application/json"]
             keyed = "{" not in path
             for dialect in DIALECTS:
                 schema = session_schema(dialect, (), key_in_body=keyed, activity=not keyed)
                 Validator(schema)(content["example"])
-        for parameter in operation.get("parameters", []):
-            assert "example" in parameter or not parameter["required"], (method, path)
 
 
-def test_each_answer_has_an_example_that_fits_its_schema() -> None:
+def test_each_parameter_and_header_has_an_example_that_fits_its_schema() -> None:
+    parameters = [p for methods in API["paths"].values() for p in methods.get("parameters", [])]
+    headers: list[Any] = []
+    for methods in interface(TO_BROWSERS)["paths"].values():
+        for operation in (methods[method] for method in METHODS | {"options"} if method in methods):
+            parameters += operation.get("parameters", [])
+            for answer in operation["responses"].values():
+                headers += resolved(answer).get("headers", {}).values()
+    assert parameters
+    assert headers
+    for one in parameters + headers:
+        OAS30Validator(whole(one["schema"])).validate(one["example"])
+
+
+def test_each_answer_has_an_example_of_its_own_that_fits_its_schema() -> None:
     for method, path, operation in operations():
         for status, answer in operation["responses"].items():
             for content in resolved(answer).get("content", {}).values():
                 OAS30Validator(whole(content["schema"])).validate(content["example"])
+                if int(status) >= 400:
+                    of_the_status(int(status), content["example"])
             assert status in ("202", "204") or "content" in resolved(answer), (method, path)
+
+
+def of_the_status(status: int, problem: dict[str, Any]) -> None:
+    """Check that a problem is one, and of this status."""
+    OAS30Validator(whole(SCHEMAS["Problem"])).validate(problem)
+    assert (problem["status"], problem["title"]) == (status, HTTPStatus(status).phrase)
+
+
+def test_the_gateways_own_answers_are_problems_whatever_their_type() -> None:
+    answers = API["x-amazon-apigateway-gateway-responses"]
+    gateway = botocore.session.get_session().get_service_model("apigateway")
+    assert set(answers) == set(gateway.shape_for("GatewayResponseType").metadata["enum"])
+    for answer in answers.values():
+        body = answer["responseTemplates"]["application/json"]
+        of_the_status(answer["statusCode"], json.loads(body.replace("$context.requestId", "c6af")))
+        assert "$" not in body.replace("$context.requestId", "")
+        header = answer["responseParameters"]["gatewayresponse.header.Content-Type"]
+        assert header == "'application/problem+json'"
 
 
 def test_every_problem_is_described() -> None:
@@ -150,7 +199,7 @@ def test_every_problem_is_described() -> None:
 
 def test_the_readme_says_the_same() -> None:
     readme = (ROOT / "README.md").read_text()
-    everywhere = {"400", "403", "413", "415", "429", "500", "503"}
+    everywhere = {"400", "403", "413", "415", "429", "500", "502", "503", "504"}
     rows = dict(re.findall(r"^\| `((?:GET|PUT|POST) \S+)` \|.*\| (.*) \|$", readme, re.MULTILINE))
     assert set(rows) == {f"{method} {path}" for method, path, _ in operations()}
     for method, path, operation in operations():

@@ -30,12 +30,18 @@ PRIVILEGES = {
 LAMBDAS_OWN = {"logs:CreateLogStream", "logs:PutLogEvents", "sqs:SendMessage"}
 
 
+def statements(role: str) -> list[Any]:
+    """Return a role's statements; those on a condition are lists, as the arguments of `!If`."""
+    (policy,) = RESOURCES[role]["Properties"]["Policies"]
+    found: list[Any] = policy["PolicyDocument"]["Statement"]
+    return found
+
+
 def allowed(role: str) -> set[tuple[str, str]]:
     """Return pairs of privilege and resource that the role grants beside those for Lambda."""
     found = set()
-    (policy,) = RESOURCES[role]["Properties"]["Policies"]
-    for statement in policy["PolicyDocument"]["Statement"]:
-        if isinstance(statement, list):  # for X-Ray, if asked for
+    for statement in statements(role):
+        if isinstance(statement, list):
             continue
         actions = statement["Action"]
         for action in [actions] if isinstance(actions, str) else actions:
@@ -104,3 +110,21 @@ def test_a_role_grants_what_its_function_asks_for_and_no_more(
         for operation, index in wire.asked
     }
     assert used == allowed(f"{name.title()}Role")
+
+
+@pytest.mark.parametrize("role", ["EndRole", "TrackRole", "SweepRole"])
+def test_what_a_role_grants_if_a_parameter_asks_for_it(role: str) -> None:
+    traced = {
+        "Effect": "Allow",
+        "Action": ["xray:PutTraceSegments", "xray:PutTelemetryRecords"],
+        "Resource": "*",
+    }
+    encrypted = {
+        "Effect": "Allow",
+        "Action": ["kms:Decrypt", "kms:GenerateDataKey"],
+        "Resource": "KmsKeyArn",
+    }
+    assert [statement for statement in statements(role) if isinstance(statement, list)] == [
+        ["IsTraced", traced, "AWS::NoValue"],
+        ["HasKmsKey", encrypted, "AWS::NoValue"],
+    ]

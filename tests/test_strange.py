@@ -149,3 +149,16 @@ def test_every_event_is_done_or_raises_as_an_event(
 ) -> None:
     with contextlib.suppress(InvalidEvent):  # anything else would be a fault of ours
         handle(event, Context())
+
+
+@pytest.mark.parametrize("handle", [end.handle, track.handle, sweep.handle])
+@pytest.mark.parametrize("event", [None, "Session Ended", [{"detail": {}}], 7])
+def test_what_is_no_event_is_refused_as_one(
+    application: shared.Application,
+    handle: Callable[[Any, Any], Any],
+    event: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(InvalidEvent):
+        handle(event, Context())
+    assert '"message":"refused"' in capsys.readouterr().out

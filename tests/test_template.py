@@ -1,12 +1,15 @@
 """template.yaml against the code: what one promises the other keeps."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from boto3 import Session
+from samcli.yamlhelper import yaml_parse
+from samtranslator.parser.parser import Parser
+from samtranslator.translator.translator import Translator
 
 from local.interface import interface
 from registry_table import template
@@ -15,6 +18,7 @@ from sessions.settings import LEASE_SECONDS, MAX_SHARDS, Settings
 ROOT = Path(__file__).parent.parent
 RESOURCES: dict[str, Any] = template()["Resources"]
 PARAMETERS: dict[str, Any] = template()["Parameters"]
+NO_VALUE = {"Ref": "AWS::NoValue"}
 FUNCTIONS = {
     name: resource["Properties"]
     for name, resource in RESOURCES.items()
@@ -131,6 +135,36 @@ def test_no_policy_allows_everything() -> None:
                 assert statement["Resource"] != "*", name
 
 
+def translated(**parameters: str) -> dict[str, Any]:
+    """Return the resources that SAM makes of template.yaml."""
+    whole = yaml_parse((ROOT / "template.yaml").read_text())
+    whole["Globals"]["Function"]["CodeUri"] = "s3://any/package"  # as it is once it is packaged
+    translator = Translator({}, Parser(), boto_session=Session(region_name="eu-west-1"))
+    made: dict[str, Any] = translator.translate(whole, parameters)["Resources"]
+    return made
+
+
+@pytest.mark.parametrize("canary", ["false", "true"])
+def test_every_role_is_bounded_those_that_sam_makes_too(canary: str) -> None:
+    made = translated(Canary=canary)
+    bounded = {"Fn::If": ["HasPermissionsBoundary", {"Ref": "PermissionsBoundaryArn"}, NO_VALUE]}
+    for name, resource in made.items():
+        if resource["Type"] == "AWS::IAM::Role":
+            assert resource["Properties"]["PermissionsBoundary"] == bounded, name
+
+
+def test_a_canary_goes_back_when_an_alarm_of_its_function_goes_off() -> None:
+    made = translated(Canary="true")
+    for name in FUNCTIONS:
+        updated = made[f"{name}Aliaslive"]["UpdatePolicy"]["CodeDeployLambdaAliasUpdate"]
+        group = made[updated["DeploymentGroupName"]["Ref"]]["Properties"]
+        alarms = [alarm["Name"]["Ref"] for alarm in group["AlarmConfiguration"]["Alarms"]]
+        assert alarms[0] == name.replace("Function", "ErrorsAlarm")
+        assert all(RESOURCES[alarm]["Type"] == "AWS::CloudWatch::Alarm" for alarm in alarms)
+        assert "DEPLOYMENT_STOP_ON_ALARM" in group["AutoRollbackConfiguration"]["Events"]
+        assert group["ServiceRoleArn"] == {"Fn::GetAtt": ["CanaryRole", "Arn"]}
+
+
 @pytest.mark.parametrize("name", RESOURCES)
 def test_what_holds_data_outlives_the_stack(name: str) -> None:
     kept = {"Registry", "FailedEvents", "UndeliveredEvents"}
@@ -181,15 +215,3 @@ def test_every_operation_of_the_api_is_in_the_readme() -> None:
     for path, operations in api["paths"].items():
         for method in set(operations) & {"get", "put", "post"}:
             assert f"`{method.upper()} {path}`" in readme
-
-
-def test_the_gateways_own_errors_are_problems() -> None:
-    api = interface()
-    answers = api["x-amazon-apigateway-gateway-responses"]
-    assert {"DEFAULT_4XX", "DEFAULT_5XX", "INVALID_API_KEY", "THROTTLED"} <= set(answers)
-    for answer in answers.values():
-        problem = json.loads(answer["responseTemplates"]["application/json"])
-        assert problem.get("status") == answer.get("statusCode")
-        assert {"type", "title", "detail", "requestId"} <= set(problem)
-        header = answer["responseParameters"]["gatewayresponse.header.Content-Type"]
-        assert header == "'application/problem+json'"

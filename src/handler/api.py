@@ -12,6 +12,8 @@ from sessions.session import FieldError, InvalidPayload
 
 MAX_BODY_BYTES = 16 * 1024
 RETRY_AFTER_SECONDS = 30
+# What a signed call carries.
+SIGNING = ("authorization", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token")
 
 type Answer = dict[str, Any]
 
@@ -34,6 +36,11 @@ class Problem(Exception):
         self.errors = errors
         self.headers = headers or {}
         self.members = members
+
+
+def method(event: Any) -> str | None:
+    """Return the method of an API call, None for what is none."""
+    return event.get("httpMethod") if isinstance(event, dict) else None
 
 
 def answer(status: HTTPStatus, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
@@ -100,7 +107,7 @@ def preflight(event: dict[str, Any], request_id: str) -> Answer:
         HTTPStatus.NO_CONTENT,
         headers={
             "Access-Control-Allow-Methods": "POST",
-            "Access-Control-Allow-Headers": "content-type, x-api-key",
+            "Access-Control-Allow-Headers": ", ".join(("content-type", "x-api-key", *SIGNING)),
             "Access-Control-Max-Age": "7200",
         },
     )

@@ -35,15 +35,20 @@ class EventFailed(Exception):
 
 
 def consume(
-    event: dict[str, Any],
+    event: Any,
     context: Any,
     handle: Callable[[dict[str, Any], str], None],
     source: Source = "event",
 ) -> None:
     """Run `handle(event, correlation id)` and let nothing out that may hold a key."""
-    correlation_id = str(event.get("id") or context.aws_request_id)
+    is_event = isinstance(event, dict)
+    correlation_id = str((is_event and event.get("id")) or context.aws_request_id)
     telemetry = application().telemetry
     try:
+        if not is_event:
+            error = FieldError(field="event", detail="must be a JSON object")
+            telemetry.refused([error], source, correlation_id)
+            raise InvalidEvent("the event is no JSON object")
         handle(event, correlation_id)
     except (InvalidEvent, NotKept):
         raise

@@ -5,17 +5,26 @@ from typing import Any
 from urllib.parse import quote
 
 from handler import notifications
-from handler.api import Answer, Problem, answer, json_body, preflight, respond, unavailable
+from handler.api import (
+    Answer,
+    Problem,
+    answer,
+    json_body,
+    method,
+    preflight,
+    respond,
+    unavailable,
+)
 from handler.application import application, now, session_validator
 from handler.bus import InvalidEvent, NotKept, consume, happened_at, until_of, valid
 from sessions.session import session_from
 
 
-def handle(event: dict[str, Any], context: Any) -> Answer | None:
+def handle(event: Any, context: Any) -> Answer | None:
     """Serve one API call or one event."""
-    if event.get("httpMethod") == "OPTIONS":
+    if method(event) == "OPTIONS":
         return respond(event, preflight)
-    if "httpMethod" in event:
+    if method(event):
         elevates_own = event.get("resource") in notifications.ROUTES
         return respond(event, notifications.end if elevates_own else _end_one)
     consume(event, context, lambda e, correlation_id: _end_all(e, context, correlation_id))

@@ -53,6 +53,8 @@ def _session(event: dict[str, Any]) -> Session | None:
     given = {name: query(event, prefix + name) for name in names}
     payload = {name: value for name, value in given.items() if value is not None}
     if dialect == "storefront-v3" and _has_no_session(payload):
+        # What it does give must fit all the same.
+        session_validator(dialect)(payload | {"userContext": "SYNTHETIC", "sessionKey": "none"})
         return None
     try:
         session_validator(dialect)(payload)

@@ -49,7 +49,7 @@ _DETAIL = Validator(
 )
 
 
-def handle(event: dict[str, Any], context: Any) -> None:
+def handle(event: Any, context: Any) -> None:
     """Sweep until done or out of time, and hand over what is left, one event per shard."""
     until = time.monotonic() + context.get_remaining_time_in_millis() / 1000
     consume(event, context, lambda e, correlation_id: _sweep(e, until, correlation_id), "sweep")

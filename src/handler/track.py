@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
-from handler.api import Answer, Problem, answer, json_body, path_key, query, respond
+from handler.api import Answer, Problem, answer, json_body, method, path_key, query, respond
 from handler.application import (
     activity_validator,
     application,
@@ -17,11 +17,11 @@ from sessions.registry import Status
 from sessions.session import Activity, FieldError, InvalidPayload, session_from
 
 
-def handle(event: dict[str, Any], context: Any) -> Answer | None:
+def handle(event: Any, context: Any) -> Answer | None:
     """Serve one API call or one event."""
-    if event.get("httpMethod") == "GET":
+    if method(event) == "GET":
         return respond(event, _status)
-    if "httpMethod" in event:
+    if method(event):
         return respond(event, _track_one)
     consume(event, context, lambda e, correlation_id: _track_all(e, context, correlation_id))
     return None
