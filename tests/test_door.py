@@ -27,7 +27,7 @@ from local.stack import BIN, REGION, ROOT, Stack, StackError
 
 ORIGIN = "https://www.shop.example"
 OPEN = {"ApiAuth": "NONE", "CorsOrigin": ORIGIN}
-KMS_KEY = f"arn:aws:kms:{REGION}:000000000000:key/any"
+KMS_KEY = f"arn:aws:kms:{REGION}:000000000000:key/{uuid.UUID(int=1)}"
 # What a deploy may set beside what other tests deploy.
 OPTIONS = {
     "LogLevel": "WARNING",
