@@ -8,6 +8,7 @@ the share of a processor that its memory buys.
 import time
 import tomllib
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ ASSUMED = PRICES["assumed"]
 MONTH = 730 * 60 * 60  # seconds
 TICKS = MONTH // 60
 
-TIMES = 200
+TIMES = 100
 SESSIONS = 400
 SWEEP = 1000
 
@@ -65,7 +66,8 @@ class Work:
             + self.reads * PRICES["dynamodb"]["million_read_units"]
         )
         logs = self.log_bytes / 1000 * PRICES["cloudwatch"]["log_gb"]
-        return duration + units + logs + self.requests * PRICES["lambda"]["million_requests"]
+        requests = self.requests * PRICES["lambda"]["million_requests"]
+        return float(duration + units + logs + requests)
 
 
 def cost(stack: Stack) -> list[Result]:
@@ -73,16 +75,15 @@ def cost(stack: Stack) -> list[Result]:
     units = _units(stack)
     memory = _memory()
     environment = {"TABLE_NAME": new_table(), "ELEVATE_BASE_URL": stack.elevate_url}
-    with Function("handler.end.handle", **environment) as function:
-        by_api = _invoked(function, [end_call() for _ in range(TIMES)])
-        by_event = _invoked(function, [_ended() for _ in range(TIMES)])
-    with Function("handler.track.handle", **environment) as function:
-        tracks = _invoked(function, [_track_call() for _ in range(TIMES)])
-    with Function(
-        "app.handle", yardstick(stack), POWERTOOLS_TRACE_DISABLED="true", **environment
-    ) as function:
-        straight = _invoked(function, [end_call() for _ in range(TIMES)])
-    tick, sweep = _sweeps(stack)
+    with Function("handler.end.handle", environment) as function:
+        by_api = _invoked(function, end_call)
+        by_event = _invoked(function, _ended)
+    with Function("handler.track.handle", environment) as function:
+        tracks = _invoked(function, _track_call)
+    untraced = environment | {"POWERTOOLS_TRACE_DISABLED": "true"}
+    with Function("app.handle", untraced, yardstick(stack)) as function:
+        straight = _invoked(function, end_call)
+    ticks, sweep = _sweeps(stack)
 
     wait, call = ASSUMED["elevate_ms"], ASSUMED["dynamodb_ms"]
     threads = Settings("", "", "").concurrency
@@ -90,7 +91,8 @@ def cost(stack: Stack) -> list[Result]:
     event = _work(by_event, TIMES, memory["End"], wait + units["end"].calls * call, units["end"])
     track = _work(tracks, TIMES, memory["Track"], call, units["track"])
     slack = replace(track, writes=units["slack"].writes)
-    idle = _work(tick, 1, memory["Sweep"], units["idle"].calls / threads * call, units["idle"])
+    tracked = replace(end, writes=units["tracked"].writes)
+    idle = _work(ticks, TIMES, memory["Sweep"], units["idle"].calls / threads * call, units["idle"])
     swept = replace(
         # Threads wait side by side.
         _work(sweep, SWEEP, memory["Sweep"], (wait + 2 * call / BATCH) / threads, units["swept"]),
@@ -105,6 +107,7 @@ def cost(stack: Stack) -> list[Result]:
     destination = bus + PRICES["eventbridge"]["million_api_destination_calls"]
     return [
         at_most("cost: write units of an end of a session not tracked", end.writes, 4),
+        at_most("cost: write units of an end of a tracked session", units["tracked"].writes, 5),
         at_most("cost: write units of a new track", track.writes, 2),
         at_most("cost: write units of a track within the slack", slack.writes, 1),
         at_most("cost: write units of an end by sweep", swept.writes, 3),
@@ -116,6 +119,7 @@ def cost(stack: Stack) -> list[Result]:
         told("cost: bytes of log, end by sweep", swept.log_bytes),
         told("cost: bytes of log, idle sweep", idle.log_bytes),
         told("cost: $ a million ends by API", gateway + end.million),
+        told("cost: $ a million ends by API, tracked before", gateway + tracked.million),
         told("cost: $ a million ends by API, of it API Gateway", gateway),
         told("cost: $ a million ends by event", bus + event.million),
         told("cost: $ a million ends by sweep", swept.million),
@@ -125,7 +129,7 @@ def cost(stack: Stack) -> list[Result]:
         told("cost: $ a million ends, EventBridge API destination", destination),
         told("cost: $ a million ends by API, straightforward build", gateway + plain.million),
         told("cost: $ a month, idle sweeps", (schedule + idle.million) * TICKS / 1e6),
-        *_fixed([by_api, by_event, tracks, tick, sweep], memory),
+        *_fixed([by_api, by_event, tracks, ticks, sweep], memory),
     ]
 
 
@@ -149,9 +153,8 @@ def _units(stack: Stack) -> dict[str, Units]:
     settings = replace(settings_of(stack, new_table()), concurrency=1)
     metered = Metered(DynamoDB(1), dynamodb(), settings.table_name)
     ending = Ending(settings, Registry(settings, metered), telemetry=Telemetry())
-    long_ago = int(settings.idle + 60)
 
-    def spent(work: Any) -> Units:
+    def spent(work: Callable[[], Any]) -> Units:
         before = metered.writes, metered.reads, metered.calls
         work()
         return Units(
@@ -165,10 +168,11 @@ def _units(stack: Stack) -> dict[str, Units]:
             "end": spent(lambda: ending.end(new_session(), now, "api", "bench")),
             "track": spent(lambda: ending.track(tracked)),
             "slack": spent(lambda: ending.track(replace(tracked, at=now + 1))),
+            "tracked": spent(lambda: ending.end(tracked.session, now, "api", "bench")),
             "idle": spent(lambda: ending.sweep(ALL_SHARDS, FOREVER, "bench")),
         }
         for _ in range(SESSIONS):
-            ending.track(Activity(new_session(), now - long_ago))
+            ending.track(Activity(new_session(), now - settings.idle - 60))
         swept = spent(lambda: ending.sweep(ALL_SHARDS, FOREVER, "bench"))
     units["swept"] = Units(
         swept.writes / SESSIONS, (swept.reads - units["idle"].reads) / SESSIONS, swept.calls
@@ -176,25 +180,26 @@ def _units(stack: Stack) -> dict[str, Units]:
     return units
 
 
-def _invoked(function: Function, events: list[Any]) -> Invoked:
+def _invoked(function: Function, event: Callable[[], Any]) -> Invoked:
     """Invoke a function that is warm."""
-    function.invoke(*events[:20])
-    return function.invoke(*(events[20:] + events[:20]))
+    function.invoke(*(event() for _ in range(20)))
+    return function.invoke(*(event() for _ in range(TIMES)))
 
 
 def _sweeps(stack: Stack) -> tuple[Invoked, Invoked]:
     """Sweep nothing, and a thousand sessions, against a DynamoDB that answers at once."""
     found = []
+    tick = sample("scheduled_sweep")
     with instant_dynamodb() as url:
-        for table in ("due-0", f"due-{SWEEP}"):
-            with Function(
-                "handler.sweep.handle",
-                TABLE_NAME=table,
-                ELEVATE_BASE_URL=stack.elevate_url,
-                AWS_ENDPOINT_URL=url,
-            ) as function:
-                function.invoke(sample("scheduled_sweep"))
-                found.append(function.invoke(sample("scheduled_sweep")))
+        for table, times in (("due-0", TIMES), (f"due-{SWEEP}", 1)):
+            environment = {
+                "TABLE_NAME": table,
+                "ELEVATE_BASE_URL": stack.elevate_url,
+                "AWS_ENDPOINT_URL": url,
+            }
+            with Function("handler.sweep.handle", environment) as function:
+                function.invoke(tick)
+                found.append(function.invoke(*[tick] * times))
     return found[0], found[1]
 
 

@@ -101,13 +101,13 @@ def _side_by_side() -> list[Result]:
 
 def _sweeper(table: str, elevate_url: str) -> Function:
     """Start a sweep function, warm."""
-    function = Function(
-        "handler.sweep.handle",
-        TABLE_NAME=table,
-        ELEVATE_BASE_URL=elevate_url,
-        ELEVATE_READ_TIMEOUT="10",
-        AWS_ENDPOINT_URL=os.environ["AWS_ENDPOINT_URL"],
-    )
+    environment = {
+        "TABLE_NAME": table,
+        "ELEVATE_BASE_URL": elevate_url,
+        "ELEVATE_READ_TIMEOUT": "10",
+        "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"],
+    }
+    function = Function("handler.sweep.handle", environment)
     _check(function.invoke(_event([MAX_SHARDS - 1])), WARM_UP)
     return function
 

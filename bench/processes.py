@@ -62,7 +62,9 @@ class Invoked(Taken):
 class Function:
     """A function in a fresh process; use as a context manager."""
 
-    def __init__(self, handler: str, package: Path = ROOT / "src", **environment: str) -> None:
+    def __init__(
+        self, handler: str, environment: dict[str, str], package: Path = ROOT / "src"
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         log = Path(self._folder.name) / "log"
         log.touch()

@@ -1,6 +1,6 @@
 """DynamoDB's request units, counted by its documented rules from the items and calls there were.
 
-    write   1 for each started KB of the larger of old and new item, also when a condition refuses it
+    write   1 for each started KB of the larger of old and new item, refused by a condition or not
     index   nothing if the entry stays as it is; 1 to insert, remove or change it, 2 to move it to
             other keys; each for every started KB
     query   0.5 for all its items together, for each started 4 KB, and for none
@@ -33,9 +33,10 @@ def _size_of(value: dict[str, Any]) -> int:
     ((kind, content),) = value.items()
     match kind:
         case "S":
-            return len(content.encode())
+            return len(str(content).encode())
         case "N":
-            return 1 + -(-len(content.lstrip("-").strip("0")) // 2) + content.startswith("-")
+            digits = len(content.lstrip("-").strip("0"))
+            return 1 + -(-digits // 2) + int(content.startswith("-"))
         case "BOOL" | "NULL":
             return 1
     raise ValueError(f"the registry holds no {kind}")

@@ -1,4 +1,4 @@
-"""The bench's count of DynamoDB's request units: its rules, and the emulator where that has them."""
+"""The bench's count of DynamoDB's request units: its rules, and the emulator where it has them."""
 
 import uuid
 from dataclasses import replace
