@@ -20,8 +20,9 @@ SIZES = {1000: 5, 10_000: 3, 100_000: 1}
 # To warm up with: the sessions of the last shard.
 WARM_UP = 200
 
-SHARD = 400  # sessions
-LATENCY_MS = 100  # so that waiting, and not this machine, is what the sweeps spend their time on
+SHARD = 200  # sessions
+# So much that eight sweeps at once wait for Elevate, and not for this machine.
+LATENCY_MS = 200
 SIDE_BY_SIDE = (1, 2, 4, 8)
 
 

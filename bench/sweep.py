@@ -26,7 +26,7 @@ from sessions.session import Session
 from sessions.settings import Settings
 from sessions.telemetry import Telemetry
 
-ROUNDS = 3
+ROUNDS = 5
 MANY = 10_000
 
 
@@ -48,11 +48,12 @@ def sweep(stack: Stack, count: int = 5000) -> list[Result]:
             ROUNDS,
         )
         client = Counting(DynamoDB(settings.concurrency))
-        ours(replace(settings, table_name=f"due-{MANY}"), MANY, client)
+        many = replace(settings, table_name=f"due-{MANY}")
+        ours(many, MANY, client)
         at_elevate = answers_per_second(stack.elevate_url, notification(settings), b"\r\n\r\n")
         at_dynamodb = answers_per_second(dynamodb_url, batch(), b"]}") * BATCH / 2
         with elevate(latency_ms=30) as slow:
-            slowly = at_30_ms(replace(settings, elevate_url=slow), count)
+            slowly = at_30_ms(replace(many, elevate_url=slow), MANY)
     us, straight = times["ours"], times["straightforward"]
     bare = {name: times[name].cpu for name in ("urllib3", "requests", "httpx", "aiohttp")}
     speed = count / us.wall
