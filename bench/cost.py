@@ -58,20 +58,67 @@ class Work:
     requests: float = 1  # a session's share of an invocation
 
     @property
+    def parts(self) -> dict[str, float]:
+        """Return what a million of them cost, by service, without what calls the function."""
+        seconds = self.ms * 1000 * self.memory / 1024
+        return {
+            "Lambda": seconds * PRICES["lambda"]["gb_second"]
+            + self.requests * PRICES["lambda"]["million_requests"],
+            "DynamoDB": self.writes * PRICES["dynamodb"]["million_write_units"]
+            + self.reads * PRICES["dynamodb"]["million_read_units"],
+            "logs": self.log_bytes / 1000 * PRICES["cloudwatch"]["log_gb"],
+        }
+
+    @property
     def million(self) -> float:
-        """Return what a million of them cost, without what calls the function."""
-        duration = self.ms * 1000 * self.memory / 1024 * PRICES["lambda"]["gb_second"]
-        units = (
-            self.writes * PRICES["dynamodb"]["million_write_units"]
-            + self.reads * PRICES["dynamodb"]["million_read_units"]
-        )
-        logs = self.log_bytes / 1000 * PRICES["cloudwatch"]["log_gb"]
-        requests = self.requests * PRICES["lambda"]["million_requests"]
-        return float(duration + units + logs + requests)
+        """Return the sum of the parts."""
+        return sum(self.parts.values())
 
 
 def cost(stack: Stack) -> list[Result]:
     """Count, measure and price each operation."""
+    works, invoked = _works(stack)
+    end, swept, track, idle = (works[n] for n in ("end", "swept", "track", "idle"))
+    gateway = PRICES["api"]["million_requests"]
+    bus = PRICES["eventbridge"]["million_events"]
+    schedule = PRICES["eventbridge"]["million_schedules"]
+    destination = bus + PRICES["eventbridge"]["million_api_destination_calls"]
+    return [
+        at_most("cost: write units of an end of a session not tracked", end.writes, 4),
+        at_most("cost: write units of an end of a tracked session", works["tracked"].writes, 5),
+        at_most("cost: write units of a new track", track.writes, 2),
+        at_most("cost: write units of a track within the slack", works["slack"].writes, 1),
+        at_most("cost: write units of an end by sweep", swept.writes, 3),
+        at_most("cost: read units of an end by sweep", swept.reads, 0.05),
+        at_most("cost: read units of an idle sweep", idle.reads, 16),
+        told("cost: billed ms, end by API", end.ms),
+        told("cost: billed ms, end by event", works["event"].ms),
+        told("cost: billed ms, end by sweep", swept.ms),
+        told("cost: billed ms, track", track.ms),
+        told("cost: billed ms, idle sweep", idle.ms),
+        told("cost: billed ms, straightforward end", works["plain"].ms),
+        told("cost: bytes of log, end by API", end.log_bytes),
+        told("cost: bytes of log, end by sweep", swept.log_bytes),
+        told("cost: bytes of log, idle sweep", idle.log_bytes),
+        told("cost: $ a million ends by API", gateway + end.million),
+        told("cost: $ a million ends by API, of it API Gateway", gateway),
+        *_parts("ends by API", end),
+        told("cost: $ a million ends by API, tracked before", gateway + works["tracked"].million),
+        told("cost: $ a million ends by event", bus + works["event"].million),
+        told("cost: $ a million ends by sweep", swept.million),
+        *_parts("ends by sweep", swept),
+        told("cost: $ a million tracks by API, new", gateway + track.million),
+        told("cost: $ a million tracks by API, in the slack", gateway + works["slack"].million),
+        told("cost: $ a million tracks by event, new", bus + track.million),
+        told("cost: $ a million ends, EventBridge API destination", destination),
+        told("cost: $ a million ends by API, straightforward", gateway + works["plain"].million),
+        told("cost: $ a month, idle sweeps", (schedule + idle.million) * TICKS / 1e6),
+        *_fixed(invoked),
+    ]
+
+
+def _works(stack: Stack) -> tuple[dict[str, Work], list[Invoked]]:
+    """Return what each operation takes, and the invocations that showed it."""
     units = _units(stack)
     memory = _memory()
     environment = {"TABLE_NAME": new_table(), "ELEVATE_BASE_URL": stack.elevate_url}
@@ -86,55 +133,30 @@ def cost(stack: Stack) -> list[Result]:
     ticks, sweep = _sweeps(stack)
 
     wait, call = ASSUMED["elevate_ms"], ASSUMED["dynamodb_ms"]
+    ending = wait + units["end"].calls * call
+    # Threads wait side by side.
     threads = Settings("", "", "").concurrency
-    end = _work(by_api, TIMES, memory["End"], wait + units["end"].calls * call, units["end"])
-    event = _work(by_event, TIMES, memory["End"], wait + units["end"].calls * call, units["end"])
-    track = _work(tracks, TIMES, memory["Track"], call, units["track"])
-    slack = replace(track, writes=units["slack"].writes)
-    tracked = replace(end, writes=units["tracked"].writes)
-    idle = _work(ticks, TIMES, memory["Sweep"], units["idle"].calls / threads * call, units["idle"])
-    swept = replace(
-        # Threads wait side by side.
-        _work(sweep, SWEEP, memory["Sweep"], (wait + 2 * call / BATCH) / threads, units["swept"]),
+    looking = units["idle"].calls / threads * call
+    sweeping = (wait + 2 * call / BATCH) / threads
+    works = {
+        "end": _work(by_api, TIMES, memory["End"], ending, units["end"]),
+        "event": _work(by_event, TIMES, memory["End"], ending, units["end"]),
+        "track": _work(tracks, TIMES, memory["Track"], call, units["track"]),
+        "idle": _work(ticks, TIMES, memory["Sweep"], looking, units["idle"]),
+        "plain": _work(straight, TIMES, 128, wait + 2 * call, Units(2, 0, 2)),
+    }
+    works["tracked"] = replace(works["end"], writes=units["tracked"].writes)
+    works["slack"] = replace(works["track"], writes=units["slack"].writes)
+    works["swept"] = replace(
+        _work(sweep, SWEEP, memory["Sweep"], sweeping, units["swept"]),
         log_bytes=(len(sweep.written.encode()) + ASSUMED["platform_log_bytes"]) / SWEEP,
         requests=1 / SWEEP,
     )
-    plain = _work(straight, TIMES, 128, wait + 2 * call, Units(2, 0, 2))
-
-    gateway = PRICES["api"]["million_requests"]
-    bus = PRICES["eventbridge"]["million_events"]
-    schedule = PRICES["eventbridge"]["million_schedules"]
-    destination = bus + PRICES["eventbridge"]["million_api_destination_calls"]
-    return [
-        at_most("cost: write units of an end of a session not tracked", end.writes, 4),
-        at_most("cost: write units of an end of a tracked session", units["tracked"].writes, 5),
-        at_most("cost: write units of a new track", track.writes, 2),
-        at_most("cost: write units of a track within the slack", slack.writes, 1),
-        at_most("cost: write units of an end by sweep", swept.writes, 3),
-        at_most("cost: read units of an end by sweep", swept.reads, 0.05),
-        at_most("cost: read units of an idle sweep", idle.reads, 16),
-        *_durations({"end by API": end, "end by event": event, "track": track}),
-        *_durations({"end by sweep": swept, "idle sweep": idle, "straightforward end": plain}),
-        told("cost: bytes of log, end by API", end.log_bytes),
-        told("cost: bytes of log, end by sweep", swept.log_bytes),
-        told("cost: bytes of log, idle sweep", idle.log_bytes),
-        told("cost: $ a million ends by API", gateway + end.million),
-        told("cost: $ a million ends by API, tracked before", gateway + tracked.million),
-        told("cost: $ a million ends by API, of it API Gateway", gateway),
-        told("cost: $ a million ends by event", bus + event.million),
-        told("cost: $ a million ends by sweep", swept.million),
-        told("cost: $ a million tracks by API, new", gateway + track.million),
-        told("cost: $ a million tracks by API, within the slack", gateway + slack.million),
-        told("cost: $ a million tracks by event, new", bus + track.million),
-        told("cost: $ a million ends, EventBridge API destination", destination),
-        told("cost: $ a million ends by API, straightforward build", gateway + plain.million),
-        told("cost: $ a month, idle sweeps", (schedule + idle.million) * TICKS / 1e6),
-        *_fixed([by_api, by_event, tracks, ticks, sweep], memory),
-    ]
+    return works, [by_api, by_event, tracks, ticks, sweep]
 
 
-def _durations(works: dict[str, Work]) -> list[Result]:
-    return [told(f"cost: billed ms, {name}", work.ms) for name, work in works.items()]
+def _parts(what: str, work: Work) -> list[Result]:
+    return [told(f"cost: $ a million {what}, of it {n}", part) for n, part in work.parts.items()]
 
 
 def _work(invoked: Invoked, count: int, memory: int, wait: float, units: Units) -> Work:
@@ -232,11 +254,12 @@ def _memory() -> dict[str, int]:
     }
 
 
-def _fixed(all_: list[Invoked], memory: dict[str, int]) -> list[Result]:
+def _fixed(all_: list[Invoked]) -> list[Result]:
     """Price what costs by the month, and what parameters switch on."""
     written = {metric for invoked in all_ for metric in _metrics(invoked)}
     kinds = [resource["Type"] for resource in template()["Resources"].values()]
     alarms = kinds.count("AWS::CloudWatch::Alarm")
+    memory = _memory()
     gigabytes = sum(memory.values()) / 1024
     cached = gigabytes * MONTH * PRICES["lambda"]["snapstart_cached_gb_second"]
     restored = memory["End"] / 1024 * PRICES["lambda"]["snapstart_restored_gb"]
