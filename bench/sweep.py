@@ -30,7 +30,7 @@ ROUNDS = 5
 MANY = 10_000
 
 
-def sweep(stack: Stack, count: int = 5000) -> list[Result]:
+def sweep(stack: Stack, count: int = 4000) -> list[Result]:
     """Measure all contenders in turns, then with an Elevate that takes its time."""
     settings = settings_of(stack, f"due-{count}")
     urls = new_urls(stack.elevate_url, count)
