@@ -1,8 +1,9 @@
 """A DynamoDB that answers at once and believes everything: the measure of its callers only.
 
 The emulator spends more time on a statement than the sweep does on a session; it would be the
-bottleneck of whoever calls it. A table called `due-1000` holds 1,000 due sessions, in eight shards.
-What it answers is fixed; what a registry must refuse is tested elsewhere.
+bottleneck of whoever calls it. A table called `due-1000` holds 1,000 due sessions, in eight shards;
+`due-1000-200` holds 200 more in the last of all shards, to warm up with. What it answers is fixed;
+what a registry must refuse is tested elsewhere.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from functools import cache
 from typing import Any
 
 SHARDS = 8
+WARM_UP_SHARD = 31
 SCAN_PAGE = 2000  # about the megabyte that DynamoDB returns at most
 
 
@@ -57,19 +59,23 @@ def _answer(operation: str, body: bytes) -> bytes:
             return _believed(body.count(b'"Statement"'))
         case "query":
             asked = json.loads(body)
-            shard = int(asked["ExpressionAttributeValues"][":shard"]["N"])
+            shard: int | None = int(asked["ExpressionAttributeValues"][":shard"]["N"])
             start = int(asked.get("ExclusiveStartKey", {}).get("start", {}).get("N", 0))
-            return _page(_count(asked), shard, start, asked["Limit"])
+            count, warm_up = _counts(asked)
+            if shard == WARM_UP_SHARD:
+                count, shard = warm_up, None
+            return _page(count, shard, start, asked["Limit"])
         case "scan":
             asked = json.loads(body)
             start = int(asked.get("ExclusiveStartKey", {}).get("start", {}).get("N", 0))
-            return _page(_count(asked), None, start, SCAN_PAGE)
+            return _page(_counts(asked)[0], None, start, SCAN_PAGE)
         case _:
             return b"{}"
 
 
-def _count(asked: dict[str, Any]) -> int:
-    return int(asked["TableName"].split("-")[1])
+def _counts(asked: dict[str, Any]) -> tuple[int, int]:
+    count, *warm_up = asked["TableName"].split("-")[1:]
+    return int(count), int(*warm_up)
 
 
 @cache
