@@ -34,31 +34,34 @@ verify: $(VENV)/installed ## Break everything under load, then count what was lo
 bench: $(VENV)/installed ## Measure beside what a user would pick instead (N=10000)
 	@PYTHONPATH=.:src:tests $(BIN)/python bench/bench.py $(N)
 
-OPERATE = PYTHONPATH=src $(BIN)/python -m local.operate $(OPTIONS)
+OPERATE = PYTHONPATH=src $(BIN)/python -m local.operate
+# Keys may hold anything: the shell gets them from its environment.
+export KEY CUSTOMER MARKET
 
 status: $(VENV)/installed ## Show sessions by state, what is due, dead letters (OPTIONS="--stack NAME")
-	@$(OPERATE) status
+	@$(OPERATE) status $(OPTIONS)
 
 session: $(VENV)/installed ## Show one session's state and history (KEY=…)
-	@$(OPERATE) session $(KEY)
+	@$(OPERATE) session $(OPTIONS) -- "$$KEY"
 
-forget: $(VENV)/installed ## Delete what the registry holds of a session (KEY=…)
-	@$(OPERATE) forget $(KEY)
+forget: $(VENV)/installed ## Delete what the registry holds of a session (KEY=…) or visitor (CUSTOMER=…)
+	@if [ -n "$$CUSTOMER" ]; then $(OPERATE) forget $(OPTIONS) --customer="$$CUSTOMER"; \
+		else $(OPERATE) forget $(OPTIONS) -- "$$KEY"; fi
 
 session-hash: $(VENV)/installed ## Print what stands for a key in the logs (KEY=…)
-	@$(OPERATE) session-hash $(KEY)
+	@$(OPERATE) session-hash $(OPTIONS) -- "$$KEY"
 
 sweep: $(VENV)/installed ## Sweep now
-	@$(OPERATE) sweep
+	@$(OPERATE) sweep $(OPTIONS)
 
-retry-rejected: $(VENV)/installed ## Make rejected sessions due again (OPTIONS=…)
-	@$(OPERATE) retry-rejected
+retry-rejected: $(VENV)/installed ## Make rejected sessions due again (MARKET=…, or all)
+	@$(OPERATE) retry-rejected $(OPTIONS) --market="$$MARKET"
 
 redrive: $(VENV)/installed ## Give dead letters to their functions once more
-	@$(OPERATE) redrive
+	@$(OPERATE) redrive $(OPTIONS)
 
 tail: $(VENV)/installed ## Follow the functions' logs
-	@$(OPERATE) tail
+	@$(OPERATE) tail $(OPTIONS)
 
 docs: $(VENV)/installed ## Write the HTTP interface as one page to read
 	@$(BIN)/python -m local.interface

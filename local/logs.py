@@ -3,16 +3,55 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-_POLL_SECONDS = 0.5
-# Fields that say the same on every line here.
-_QUIET = {"level", "message", "timestamp", "service", "correlation_id"}
+# How long (milliseconds) a line may be under way: later ones are not shown.
+_LATE = 10_000
+# Fields that say the same on every line here, or have a place of their own.
+_QUIET = {"level", "message", "timestamp", "service"}
 
 
-def follow(logs: Any, groups: list[str]) -> Iterator[str]:
-    """Yield the lines written from now on, in their order, for ever."""
+def readable(function: str, message: str) -> str:
+    """Return a structured line as text; nothing for metrics and what Lambda says of success."""
+    try:
+        line = json.loads(message)
+    except ValueError:
+        usual = message.startswith(("START ", "END ", "REPORT "))
+        return "" if usual else f"{function:5} {message.rstrip()}"
+    if not isinstance(line, dict) or "_aws" in line:
+        return ""
+    if "record" in line:
+        return _of_lambda(function, line)
+    if "errorType" in line:
+        # An exception left the function. Its text may hold anything, so it is not shown.
+        line = {"message": "failed"} | {n: line.get(n) for n in ("timestamp", "level", "errorType")}
+    if "message" not in line:
+        return ""
+    fields = " ".join(f"{name}={value}" for name, value in line.items() if name not in _QUIET)
+    clock = str(line.get("timestamp", ""))[11:19]
+    return f"{clock} {function:5} {line.get('level', ''):7} {line['message']} {fields}"
+
+
+def _of_lambda(function: str, line: dict[str, Any]) -> str:
+    """Return a line of Lambda's own about what did not succeed: time-outs, memory, start-up."""
+    record = line["record"]
+    status = record.get("status", "success") if isinstance(record, dict) else "success"
+    if status == "success":
+        return ""
+    clock = str(line.get("time", ""))[11:19]
+    about = {"status": status, "errorType": record.get("errorType"), "id": record.get("requestId")}
+    fields = " ".join(f"{name}={value}" for name, value in about.items() if value)
+    return f"{clock} {function:5} {'ERROR':7} {line.get('type')} {fields}"
+
+
+def follow(
+    logs: Any,
+    groups: list[str],
+    seconds: float = 0.5,
+    show: Callable[[str, str], str] = readable,
+) -> Iterator[str]:
+    """Yield the lines written from now on, in their order, for ever; ask every so many seconds."""
     since = dict.fromkeys(groups, int(time.time() * 1000))
     shown: dict[str, Counter[tuple[int, str]]] = {group: Counter() for group in groups}
     while True:
@@ -24,12 +63,13 @@ def follow(logs: Any, groups: list[str]) -> Iterator[str]:
             )
             new = events - shown[group]
             shown[group] = events
-            since[group] = max((stamp for stamp, _ in events), default=since[group])
+            newest = max((stamp for stamp, _ in events), default=0)
+            since[group] = max(since[group], newest - _LATE)
             for stamp, message in new.elements():
-                if line := readable(group.rsplit("-", 1)[-1], message):
+                if line := show(group.rsplit("-", 1)[-1], message):
                     found.append((stamp, line))
         yield from (line for _, line in sorted(found))
-        time.sleep(_POLL_SECONDS)
+        time.sleep(seconds)
 
 
 def _events(logs: Any, group: str, since: int) -> Iterator[dict[str, Any]]:
@@ -41,18 +81,3 @@ def _events(logs: Any, group: str, since: int) -> Iterator[dict[str, Any]]:
             yield from page["events"]
     except logs.exceptions.ResourceNotFoundException:
         return  # nothing has been written yet
-
-
-def readable(function: str, message: str) -> str:
-    """Return a structured line as text; nothing for metrics and for Lambda's own lines."""
-    try:
-        line = json.loads(message)
-    except ValueError:
-        return (
-            "" if message.startswith(("START ", "END ", "REPORT ")) else f"{function:5} {message}"
-        )
-    if not isinstance(line, dict) or "_aws" in line or "message" not in line:
-        return ""
-    fields = " ".join(f"{name}={value}" for name, value in line.items() if name not in _QUIET)
-    clock = str(line.get("timestamp", ""))[11:19]
-    return f"{clock} {function:5} {line.get('level', ''):7} {line['message']} {fields}"

@@ -236,7 +236,7 @@ class Verification:
         target = Target(None, None, None, str(self._stack.folder.relative_to(ROOT)))
         while time.monotonic() - started < DRAIN_SECONDS:
             # An event whose function was killed three times in a row waits for an operator.
-            self._redriven += redrive_all(target).total()
+            self._redriven += redrive_all(target)[0].total()
             left = sum(self._states().get(state, 0) for state in ("open", "retrying"))
             if not left and not self._missing():
                 return time.monotonic() - started

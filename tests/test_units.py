@@ -94,7 +94,7 @@ def test_a_sweep_costs_three_writes_a_session(
     metered = Metered(DynamoDB(1), dynamodb, settings.table_name)
     registry = Registry(settings, metered, clock)
     rows = [r for shard in range(settings.shards) for r in registry.due(shard, int(clock())).rows]
-    claims = registry.claim_due(rows)
+    claims = registry.claim_due(rows).done
     assert metered.writes == 3
     registry.settle([(claim, Settlement("ended", None, 1, 204)) for claim in claims])
     assert (metered.writes, metered.reads) == (9, 0.5 * settings.shards)

@@ -99,22 +99,24 @@ class Deployed:
             Payload=json.dumps(event).encode(),
         )
 
-    def operate(self, *arguments: str) -> tuple[int, str]:
+    def operate(self, *arguments: str, **environment: str) -> tuple[int, str]:
         """Run the operator's command line; return its exit status and output."""
-        folder = str(self.stack.folder.relative_to(ROOT))
+        if "--stack" not in arguments:
+            command, *rest = arguments
+            arguments = (command, "--folder", str(self.stack.folder.relative_to(ROOT)), *rest)
         done = subprocess.run(
-            [sys.executable, "-m", "local.operate", "--folder", folder, *arguments],
+            [sys.executable, "-m", "local.operate", *arguments],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src")} | environment,
             capture_output=True,
             text=True,
             check=False,
         )
         return done.returncode, done.stdout + done.stderr
 
-    def operate_json(self, *arguments: str) -> Any:
+    def operate_json(self, command: str, *arguments: str) -> Any:
         """Run a command with --json; return what it prints."""
-        code, output = self.operate("--json", *arguments)
+        code, output = self.operate(command, "--json", *arguments)
         assert code == 0, output
         return json.loads(output)
 

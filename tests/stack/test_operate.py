@@ -4,9 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
-from local.stack import ROOT
+import pytest
+
+from local.stack import REGION, ROOT
 from stack.conftest import Deployed, new_session, wait_for
 
 
@@ -25,7 +30,7 @@ def test_an_event_that_a_function_fails_becomes_a_dead_letter_and_can_be_redrive
     assert len(deployed.received(good)) == 1, "what was valid in it is done, and once"
 
     # Invalid still, it comes back rather than vanish.
-    assert deployed.operate_json("redrive") == {"redriven": {"failed events": 1}}
+    assert deployed.operate_json("redrive") == {"redriven": {"failed events": 1}, "unreadable": {}}
     assert letters(deployed)["failed events"] == 0
     wait_for(lambda: letters(deployed)["failed events"] == 1, 30)
 
@@ -54,6 +59,21 @@ def test_what_the_bus_or_the_schedule_could_not_deliver_can_be_redriven(deployed
     wait_for(lambda: deployed.received(session))
 
 
+def test_a_letter_that_is_no_event_does_not_stop_the_others(deployed: Deployed) -> None:
+    session = new_session()
+    sqs, queue = deployed.stack.client("sqs"), queue_url(deployed, "UndeliveredEventsUrl")
+    for letter in ("not JSON", json.dumps([]), json.dumps({"detail-type": "Other"})):
+        sqs.send_message(QueueUrl=queue, MessageBody=letter)
+    event = {"detail-type": "Session Ended", "id": "e", "detail": session}
+    sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(event))
+    code, output = deployed.operate("redrive", "--json")
+    assert code == 1
+    assert "Left in their queues, for they are no events: 3 undelivered events" in output
+    assert '"redriven": {"undelivered events": 1}' in output
+    wait_for(lambda: deployed.received(session))
+    sqs.purge_queue(QueueUrl=queue)
+
+
 def queue_url(deployed: Deployed, output: str) -> str:
     described: Any = deployed.stack.client("cloudformation").describe_stacks()
     (stack,) = [s for s in described["Stacks"] if s["StackName"] == deployed.info["stackName"]]
@@ -79,12 +99,56 @@ def test_the_operator_sees_a_session_by_its_key_and_no_keys(deployed: Deployed) 
     assert shown[0]["session"] == hashed
 
 
-def test_the_operator_can_forget_a_session(deployed: Deployed) -> None:
+def test_the_operator_can_forget_a_session_or_a_visitor(deployed: Deployed) -> None:
     session = new_session()
     deployed.end(session)
     assert deployed.operate_json("forget", session["sessionKey"]) == {"forgotten": ["UK"]}
     code, text = deployed.operate("forget", session["sessionKey"])
-    assert (code, "not in the registry" in text) == (1, True)
+    assert (code, "holds no such session" in text) == (1, True)
+    visits = [new_session() | {"customerKey": session["customerKey"]} for _ in range(2)]
+    for visit in visits:
+        deployed.track(visit)
+    customer = ("--customer", session["customerKey"])
+    assert deployed.operate_json("forget", *customer) == {"forgotten": ["UK", "UK"]}
+    assert deployed.call("GET", f"/sessions/{visits[0]['sessionKey']}").status == 404
+    assert deployed.operate("forget")[0] == 2
+
+
+def test_the_operator_can_follow_the_logs(deployed: Deployed) -> None:
+    folder = str(deployed.stack.folder.relative_to(ROOT))
+    session = new_session()
+    for options in ((), ("--json",)):
+        command = [
+            sys.executable,
+            "-u",
+            "-m",
+            "local.operate",
+            "tail",
+            "--folder",
+            folder,
+            *options,
+        ]
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        ) as tail:
+            assert tail.stdout
+
+            def make_noise(done: threading.Event) -> None:
+                # Whatever is written before it follows is not shown.
+                while not done.wait(0.5):
+                    deployed.call("POST", "/sessions/end", session | {"market": "Atlantis"})
+
+            done = threading.Event()
+            noise = threading.Thread(target=make_noise, args=(done,))
+            noise.start()
+            line = next(line for line in tail.stdout if "refused" in line)
+            done.set()
+            noise.join()
+            tail.terminate()
+        assert "correlation_id" in line
+        assert session["sessionKey"] not in line
+        assert line.startswith("{") is bool(options)
 
 
 def test_the_operator_sweeps_and_retries(deployed: Deployed) -> None:
@@ -102,23 +166,67 @@ def test_the_operator_sweeps_and_retries(deployed: Deployed) -> None:
     wait_for(lambda: len(deployed.log_lines("sweep")) > before)
 
 
-def test_clear_errors_when_there_is_nothing_to_operate(deployed: Deployed) -> None:
+def test_a_stack_in_aws_is_operated_by_its_name(deployed: Deployed) -> None:
+    """The emulator in AWS's place, but reached as AWS is: by name, credentials and region."""
+    aws = {
+        "AWS_ENDPOINT_URL": deployed.info["awsEndpointUrl"],
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
+    }
+    named = ("--stack", deployed.info["stackName"], "--json")
+    session = new_session()
+    deployed.end(session)
+    for command in ("status", "sweep", "redrive"):
+        code, output = deployed.operate(command, *named, **aws)
+        assert (code, output[:1]) == (0, "{"), output
+    code, output = deployed.operate("session", *named, session["sessionKey"], **aws)
+    assert json.loads(output)["rows"][0]["state"] == "ended"
+
+    code, output = deployed.operate("status", "--stack", "nobodys", **aws)
+    assert (code, "nobodys does not exist" in output) == (1, True), output
+    assert "Is it the right --stack, --region and --profile?" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--folder", ".local/nowhere"], "make run"),
+        (["--folder", ".local/stale"], "make run"),
+        (["--stack", "x", "--profile", "nobody"], "Give --profile"),
+        (["--stack", "x"], "Give --region"),
+        (["--stack", "x", "--region", REGION], "Give --profile"),
+    ],
+    ids=["no stack", "a stack that has stopped", "no profile", "no region", "no credentials"],
+)
+def test_clear_errors_when_there_is_nothing_to_operate(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    stale = ROOT / ".local" / "stale"
+    stale.mkdir(parents=True, exist_ok=True)
+    gone = {"stackName": "x", "awsEndpointUrl": "http://127.0.0.1:9", "region": REGION}
+    (stale / "stack.json").write_text(json.dumps(gone))
+    nothing = {
+        "PYTHONPATH": str(ROOT / "src"),
+        "HOME": str(tmp_path),
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "local.operate", "status", *arguments],
+        cwd=ROOT,
+        env={n: v for n, v in os.environ.items() if not n.startswith("AWS")} | nothing,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < 10
+
+
+def test_a_session_that_nobody_knows(deployed: Deployed) -> None:
     code, text = deployed.operate("session", "nobody")
     assert (code, "neither in the registry nor in the logs" in text) == (1, True)
-    command = [sys.executable, "-m", "local.operate"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    for arguments, said in (
-        (["--folder", ".local/nowhere", "status"], "make run"),
-        (["--stack", "x", "--profile", "nobody", "status"], "AWS: "),
-    ):
-        done = subprocess.run(
-            [*command, *arguments],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 1
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr

@@ -1,0 +1,79 @@
+"""The readable log: what is shown of a line, and that none is missed or shown twice."""
+
+import itertools
+import json
+import time
+from typing import Any
+
+import pytest
+
+from local.logs import follow, readable
+
+OURS = {
+    "level": "INFO",
+    "message": "notification",
+    "timestamp": "2026-11-24T09:25:51.000+00:00",
+    "service": "elevate-sessions",
+    "correlation_id": "c1",
+    "status": 204,
+}
+TIME_OUT = {
+    "time": "2026-11-24T09:25:51.000Z",
+    "type": "platform.report",
+    "record": {"requestId": "r1", "status": "timeout", "metrics": {}},
+}
+FAILED = {
+    "timestamp": "2026-11-24T09:25:51Z",
+    "level": "ERROR",
+    "errorMessage": "no session d9528030-509c-4e0f-b585-7168f1e9feca",
+    "errorType": "KeyError",
+    "stackTrace": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (OURS, "09:25:51 end   INFO    notification correlation_id=c1 status=204"),
+        (TIME_OUT, "09:25:51 end   ERROR   platform.report status=timeout id=r1"),
+        (FAILED, "09:25:51 end   ERROR   failed errorType=KeyError"),
+        (TIME_OUT | {"record": {"status": "success"}}, ""),
+        (TIME_OUT | {"type": "platform.start", "record": {"requestId": "r1"}}, ""),
+        ({"_aws": {}, "Delivered": [1.0]}, ""),
+        ({"other": 1}, ""),
+        ([], ""),
+    ],
+)
+def test_a_line_is_shown_as_text(line: Any, shown: str) -> None:
+    assert readable("end", json.dumps(line)) == shown
+
+
+def test_what_is_no_json_is_shown_as_it_is_but_for_lambdas_frame() -> None:
+    assert readable("end", "Task timed out after 30 s\n") == "end   Task timed out after 30 s"
+    assert readable("end", "START RequestId: r1") == ""
+
+
+class FakeLogs:
+    """CloudWatch Logs that gives each poll's events, as far back as it is asked."""
+
+    class exceptions:
+        ResourceNotFoundException = KeyError
+
+    def __init__(self, *written: list[tuple[int, str]]) -> None:
+        self._written = itertools.accumulate(written)
+
+    def get_paginator(self, name: str) -> "FakeLogs":
+        return self
+
+    def paginate(self, logGroupName: str, startTime: int) -> list[dict[str, Any]]:
+        events = next(self._written)
+        found = [{"timestamp": at, "message": m} for at, m in events if at >= startTime]
+        return [{"events": found}]
+
+
+def test_no_line_is_missed_or_shown_twice_though_it_comes_late() -> None:
+    now = int(time.time() * 1000)
+    before, first, late, same = (now - 60_000, "b"), (now + 9000, "1"), (now + 5000, "2"), "3"
+    logs = FakeLogs([before, first], [], [late], [(now + 9500, same)], [(now + 9500, same)])
+    lines = follow(logs, ["/aws/lambda/stack-end"], 0, lambda _, message: message)
+    assert list(itertools.islice(lines, 4)) == ["1", "2", same, same]
