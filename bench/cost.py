@@ -20,10 +20,11 @@ from processes import Function, Invoked, instant_dynamodb
 from registry_table import template
 from results import Result, at_most, told
 from sessions.aws import DynamoDB
-from sessions.ending import ALL_SHARDS, Ending
+from sessions.ending import Ending
 from sessions.registry import BATCH, Registry
 from sessions.session import Activity
 from sessions.settings import Settings
+from sessions.sweeping import ALL_SHARDS, Sweeper
 from sessions.telemetry import Telemetry
 from units import Metered
 
@@ -191,11 +192,11 @@ def _units(stack: Stack) -> dict[str, Units]:
             "track": spent(lambda: ending.track(tracked)),
             "slack": spent(lambda: ending.track(replace(tracked, at=now + 1))),
             "tracked": spent(lambda: ending.end(tracked.session, now, "api", "bench")),
-            "idle": spent(lambda: ending.sweep(ALL_SHARDS, FOREVER, "bench")),
+            "idle": spent(lambda: Sweeper(ending).sweep(ALL_SHARDS, FOREVER, "bench")),
         }
         for _ in range(SESSIONS):
             ending.track(Activity(new_session(), now - settings.idle - 60))
-        swept = spent(lambda: ending.sweep(ALL_SHARDS, FOREVER, "bench"))
+        swept = spent(lambda: Sweeper(ending).sweep(ALL_SHARDS, FOREVER, "bench"))
     units["swept"] = Units(
         swept.writes / SESSIONS, (swept.reads - units["idle"].reads) / SESSIONS, swept.calls
     )

@@ -20,10 +20,11 @@ from local.stack import Stack
 from processes import elevate, instant_dynamodb
 from results import Result, at_least, at_most, compare, told
 from sessions.aws import DynamoDB
-from sessions.ending import ALL_SHARDS, Ending
+from sessions.ending import Ending
 from sessions.registry import BATCH, Registry
 from sessions.session import Session
 from sessions.settings import Settings
+from sessions.sweeping import ALL_SHARDS, Sweeper
 from sessions.telemetry import Telemetry
 
 ROUNDS = 5
@@ -81,7 +82,7 @@ def sweep(stack: Stack, count: int = 4000) -> list[Result]:
 def ours(settings: Settings, count: int, client: Any = None) -> None:
     """Sweep, and make sure that all were delivered."""
     ending = Ending(settings, Registry(settings, client), telemetry=Telemetry())
-    report = ending.sweep(ALL_SHARDS, FOREVER, "bench")
+    report = Sweeper(ending).sweep(ALL_SHARDS, FOREVER, "bench")
     assert report.delivered == count, report
 
 

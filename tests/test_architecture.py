@@ -1,4 +1,4 @@
-"""Arrows point one way: handler → ending → {registry, elevate} → session."""
+"""Arrows point one way: handler → sweeping → ending → {registry, elevate} → session."""
 
 import ast
 import json
@@ -25,6 +25,13 @@ MAY_IMPORT = {
         "sessions.elevate",
         "sessions.registry",
         "sessions.session",
+        "sessions.settings",
+        "sessions.telemetry",
+    },
+    "sessions.sweeping": {
+        "sessions.elevate",
+        "sessions.ending",
+        "sessions.registry",
         "sessions.settings",
         "sessions.telemetry",
     },

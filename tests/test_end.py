@@ -71,7 +71,7 @@ def nowhere(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the registry away."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     registry = Registry(application.settings, DynamoDB(1))
-    monkeypatch.setattr(application.ending, "_registry", registry)
+    monkeypatch.setattr(application.ending, "registry", registry)
 
 
 def test_a_base64_body_is_refused() -> None:

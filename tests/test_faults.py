@@ -27,15 +27,20 @@ from handler.application import application as build
 from handlers import Context, forget, sample
 from sessions.aws import DynamoDB
 from sessions.elevate import Elevate
-from sessions.ending import ALL_SHARDS, Ending
+from sessions.ending import Ending
 from sessions.registry import Registry, RegistryUnavailable
 from sessions.session import Activity, Session
 from sessions.settings import LEASE_SECONDS, Settings
+from sessions.sweeping import ALL_SHARDS, Sweep, Sweeper
 from wire import read_request, reset, wire
 
 ROOT = Path(__file__).parent.parent
 FOREVER = 1e12
 KEY = sample("session_ended")["detail"]["sessionKey"]
+
+
+def sweep(ending: Ending) -> Sweep:
+    return Sweeper(ending).sweep(ALL_SHARDS, FOREVER, "tick")
 
 
 def answer(status: str, *headers: str, body: bytes = b"") -> Callable[[socket.socket, int], None]:
@@ -224,7 +229,7 @@ def test_a_hanging_elevate_ends_a_sweep_after_its_first_small_wave(
             session = Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
             ending.track(Activity(session, int(clock.now)))
         clock.turn(settings.idle)
-        report = ending.sweep(ALL_SHARDS, FOREVER, "tick")
+        report = sweep(ending)
         assert report.stopped == "elevate"
         assert report.due == 25
         assert server.connections <= settings.concurrency
@@ -244,7 +249,7 @@ def dynamo(aws: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyDynamoDB
 def ending(settings: Settings, dynamo: FaultyDynamoDB, clock: Clock) -> Ending:
     """Return an application whose DynamoDB may fail; its faults are in the log."""
     ending = Ending(settings, elevate=Elevate(settings), clock=clock)
-    ending._registry._clock = clock
+    ending.registry._clock = clock
     return ending
 
 
@@ -300,7 +305,7 @@ def test_throttled_statements_are_tried_again(
         n: code
         for n, code in zip(range(len(statements)), itertools.islice(rejections, 1), strict=False)
     }
-    assert ending.sweep(ALL_SHARDS, FOREVER, "tick").delivered == 30
+    assert sweep(ending).delivered == 30
 
 
 @pytest.mark.parametrize("code", ["ThrottlingError", "ValidationError"])
@@ -315,12 +320,12 @@ def test_statements_that_fail_for_good_leave_their_rows_due(
     tracked(ending, clock, 12)
     clock.turn(1800)
     dynamo.statement_errors = lambda statements: {0: code}
-    first = ending.sweep(ALL_SHARDS, FOREVER, "tick")
+    first = sweep(ending)
     assert first.delivered < 12
     assert any(line["message"] == "registry failed" for line in log())
     dynamo.statement_errors = lambda statements: {}
     clock.turn(LEASE_SECONDS + 1)
-    ending.sweep(ALL_SHARDS, FOREVER, "tick")
+    sweep(ending)
     assert len(set(elevate.keys())) == 12
 
 
@@ -331,12 +336,12 @@ def test_a_sweep_whose_every_statement_is_refused_stops_and_says_so(
     tracked(ending, clock, 60)
     clock.turn(1800)
     dynamo.statement_errors = lambda statements: dict.fromkeys(range(len(statements)), "Denied")
-    report = ending.sweep(ALL_SHARDS, FOREVER, "tick")
+    report = sweep(ending)
     assert (report.stopped, report.skipped, report.claimed) == ("registry", 0, 0)
     assert 0 < report.failed < 60
     assert elevate.received == []
     dynamo.statement_errors = lambda statements: {}
-    assert ending.sweep(ALL_SHARDS, FOREVER, "tick").delivered == 60
+    assert sweep(ending).delivered == 60
 
 
 def test_a_connection_that_fails_once_is_tried_again(
@@ -377,10 +382,10 @@ def test_a_batch_that_fails_as_a_whole_leaves_its_rows_due(
             raise Drop
 
     dynamo.before = drop
-    report = ending.sweep(ALL_SHARDS, FOREVER, "tick")
+    report = sweep(ending)
     assert (report.delivered, report.failed, report.stopped) == (0, 5, "registry")
     dynamo.before = lambda operation: None
-    assert ending.sweep(ALL_SHARDS, FOREVER, "tick").delivered == 5
+    assert sweep(ending).delivered == 5
 
 
 def test_a_lost_answer_to_a_claim_does_not_lose_the_claim(
@@ -503,10 +508,10 @@ def test_a_function_killed_between_two_steps(
     assert len(elevate.received) == sent
     later = Clock(time.time())
     survivor = Ending(settings, Registry(settings, clock=later), Elevate(settings), clock=later)
-    survivor.sweep(ALL_SHARDS, FOREVER, "tick")
+    sweep(survivor)
     assert len(elevate.received) == sent, "the lease still holds"
     later.turn(LEASE_SECONDS + 1)
-    survivor.sweep(ALL_SHARDS, FOREVER, "tick")
+    sweep(survivor)
     assert len(elevate.received) == sent_in_all
     assert {status.state for status in survivor.status(KEY)} <= {"ended"}
 
@@ -527,7 +532,7 @@ def test_a_sweep_that_is_killed_in_the_middle_loses_nothing(
     before = len(elevate.received)
     assert before > 0
     now.now = time.time() + LEASE_SECONDS + 1
-    survivor.sweep(ALL_SHARDS, FOREVER, "tick")
+    sweep(survivor)
     assert set(elevate.keys()) == {session.session_key for session in sessions}
     twice = len(elevate.received) - len(sessions)
     assert twice <= settings.concurrency * 25

@@ -19,10 +19,11 @@ from emulated import Clock
 from in_process_dynamodb import InProcessDynamoDB
 from registry_table import create_table
 from sessions.elevate import Breaker, Elevate, Outcome
-from sessions.ending import ALL_SHARDS, Ending
+from sessions.ending import Ending
 from sessions.registry import Registry, RegistryUnavailable
 from sessions.session import Activity, Session
 from sessions.settings import Settings
+from sessions.sweeping import ALL_SHARDS, Sweeper
 from sessions.telemetry import Telemetry
 
 _tables = itertools.count()
@@ -199,11 +200,11 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(trouble=TROUBLE)
     def sweep(self, trouble: list[str]) -> None:
-        self.run(trouble, lambda ending: ending.sweep([0], FOREVER, ""))
+        self.run(trouble, lambda ending: Sweeper(ending).sweep([0], FOREVER, ""))
 
     @rule(trouble=TROUBLE)
     def retry_rejected(self, trouble: list[str]) -> None:
-        self.run(trouble, lambda e: e.retry_rejected(None, [0], FOREVER, ""))
+        self.run(trouble, lambda ending: Sweeper(ending).retry_rejected(None, [0], FOREVER, ""))
 
     @rule(minutes=st.sampled_from(MINUTES))
     def time_passes(self, minutes: float) -> None:
@@ -260,10 +261,10 @@ class Sessions(RuleBasedStateMachine):
     def teardown(self) -> None:
         """In the end Elevate is well, and time passes: then nothing may be left."""
         self.answer, self.dies, self.others = "delivered", "", []
-        self.run([], lambda ending: ending.retry_rejected(None, ALL_SHARDS, FOREVER, ""))
+        self.run([], lambda ending: Sweeper(ending).retry_rejected(None, ALL_SHARDS, FOREVER, ""))
         for _ in range(6):
             self.clock.turn(3 * IDLE)
-            self.run([], lambda ending: ending.sweep(ALL_SHARDS, FOREVER, ""))
+            self.run([], lambda ending: Sweeper(ending).sweep(ALL_SHARDS, FOREVER, ""))
         states = {row["sessionKey"]["S"]: row["state"]["S"] for row in self.rows()}
         assert self.accepted <= set(states), "an accepted session was forgotten"
         assert set(states.values()) <= {"ended", "expired"}

@@ -148,7 +148,7 @@ def test_503_when_nobody_can_take_it(
     elevate.statuses = [503]
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     registry = Registry(application.settings, DynamoDB(1))
-    monkeypatch.setattr(application.ending, "_registry", registry)
+    monkeypatch.setattr(application.ending, "registry", registry)
     answer = call("web-v2")
     assert answer["statusCode"] == 503
     assert int(answer["headers"]["Retry-After"]) >= 1

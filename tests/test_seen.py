@@ -100,13 +100,13 @@ class World:
 
     def held_back(self) -> None:
         for _ in range(3):
-            self.application.ending._elevate.breaker.timed_out()
+            self.application.ending.elevate.breaker.timed_out()
 
     def without_registry(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
             registry = Registry(self.application.settings, DynamoDB(1))
-        monkeypatch.setattr(self.application.ending, "_registry", registry)
+        monkeypatch.setattr(self.application.ending, "registry", registry)
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def all_that_happens(
         raise ValueError(f"{secret} in {quote(secret)}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(world.application.ending._elevate, "notify", crash)
+        patch.setattr(world.application.ending.elevate, "notify", crash)
         world.end()
         world.event(end, "session_ended", world.session())
     world.held_back()
@@ -401,7 +401,7 @@ def unclaimable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         return {"Responses": [refused for _ in Statements]}
 
     # The call is taken, each of its statements is not.
-    client = world.application.ending._registry._client
+    client = world.application.ending.registry._client
     monkeypatch.setattr(client, "batch_execute_statement", refuse)
     world.sweep()
 

@@ -7,15 +7,17 @@ from functools import cache
 from sessions.ending import Ending
 from sessions.session import Validator, key_schema, market_schema, session_schema
 from sessions.settings import Dialect, Settings
+from sessions.sweeping import Sweeper
 from sessions.telemetry import Telemetry
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """Settings, use case and telemetry of this execution environment."""
+    """Settings, use cases and telemetry of this execution environment."""
 
     settings: Settings
     ending: Ending
+    sweeper: Sweeper
     telemetry: Telemetry
 
 
@@ -24,7 +26,8 @@ def application() -> Application:
     """Read the environment and build the application, at the first invocation."""
     settings = Settings.read()
     telemetry = Telemetry(settings.log_level)
-    return Application(settings, Ending(settings, telemetry=telemetry), telemetry)
+    ending = Ending(settings, telemetry=telemetry)
+    return Application(settings, ending, Sweeper(ending), telemetry)
 
 
 @cache

@@ -9,9 +9,9 @@ from typing import Any
 
 from handler.application import application
 from handler.bus import InvalidEvent, consume, put_sweeps
-from sessions.ending import ALL_SHARDS, Sweep
 from sessions.session import InvalidPayload, Validator
 from sessions.settings import MAX_SHARDS
+from sessions.sweeping import ALL_SHARDS, Sweep
 
 # A chain of hand-overs ends here; the schedule's next tick goes on.
 MAX_DEPTH = 10
@@ -69,10 +69,10 @@ def _sweep(event: dict[str, Any], until: float, correlation_id: str) -> None:
     depth = detail.get("depth", 0)
     correlation_id = detail.get("correlationId", correlation_id)
     if "retry" in detail:
-        report = app.ending.retry_rejected(detail.get("market"), shards, until, correlation_id)
+        report = app.sweeper.retry_rejected(detail.get("market"), shards, until, correlation_id)
         rest = [detail | {"shards": report.left}] if report.left else []
     else:
-        report = app.ending.sweep(shards, until, correlation_id)
+        report = app.sweeper.sweep(shards, until, correlation_id)
         # Where Elevate's rate is bounded, more sweeps would not be faster: the next tick goes on.
         rest = [] if app.settings.max_rate else [{"shards": [shard]} for shard in report.left]
     handed_over = 0
