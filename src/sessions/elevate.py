@@ -100,6 +100,7 @@ class Elevate:
             # One for all: to load the certificates costs more than a hundred notifications.
             tls["ssl_context"] = create_urllib3_context()
             tls["ssl_context"].load_default_certs()
+            tls["ssl_context"].sslsocket_class = _SecureSocket
         self._connect_timeout = settings.connect_timeout
         timeouts = settings.connect_timeout, settings.read_timeout
         self._new_connection = partial(kind, url.hostname or "", url.port, timeouts, **tls)
@@ -316,6 +317,21 @@ class _BoundedReader(io.RawIOBase):
         super().close()
 
 
+class _QuietSocket(socket.socket):
+    """A socket that is told its time-out once.
+
+    urllib3 tells it twice a request, each time a call to the system that gives the GIL away.
+    """
+
+    def settimeout(self, value: float | None) -> None:
+        if value != self.gettimeout():
+            super().settimeout(value)
+
+
+class _SecureSocket(_QuietSocket, ssl.SSLSocket):
+    """The same over TLS."""
+
+
 class _Connection(HTTPConnection):
     """A connection that bounds its answers and knows whether it died while it was idle."""
 
@@ -332,11 +348,17 @@ class _Connection(HTTPConnection):
         recently = self._used_at is not None and time.monotonic() < self._used_at + _FRESH
         return recently or self.is_connected
 
+    def connect(self) -> None:
+        super().connect()
+        if not isinstance(self.sock, _QuietSocket):
+            self.sock = _QuietSocket(fileno=self.sock.detach())
+        self.timeout = self._read_timeout
+        self.sock.settimeout(self.timeout)
+
     def post(self, url: str) -> None:
         """Send the request, connected or not; what became of it, getresponse() tells."""
         if self._used_at is None:
             self.connect()
-            self.timeout = self._read_timeout
         # Closed by the other side: it may have answered before that.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.request("POST", url, headers=_HEADERS, preload_content=False, decode_content=False)
