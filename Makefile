@@ -35,21 +35,24 @@ bench: $(VENV)/installed ## Measure beside what a user would pick instead (N=100
 	@PYTHONPATH=.:src:tests $(BIN)/python bench/bench.py $(N)
 
 OPERATE = PYTHONPATH=src $(BIN)/python -m local.operate
-# Keys may hold anything: the shell gets them from its environment.
+# Keys may hold anything: make leaves them as they are, the shell gets them from its environment.
+override KEY := $(value KEY)
+override CUSTOMER := $(value CUSTOMER)
+override MARKET := $(value MARKET)
 export KEY CUSTOMER MARKET
 
 status: $(VENV)/installed ## Show sessions by state, what is due, dead letters (OPTIONS="--stack NAME")
 	@$(OPERATE) status $(OPTIONS)
 
 session: $(VENV)/installed ## Show one session's state and history (KEY=…)
-	@$(OPERATE) session $(OPTIONS) -- "$$KEY"
+	@$(OPERATE) session $(OPTIONS) -- $${KEY:+"$$KEY"}
 
 forget: $(VENV)/installed ## Delete what the registry holds of a session (KEY=…) or visitor (CUSTOMER=…)
 	@if [ -n "$$CUSTOMER" ]; then $(OPERATE) forget $(OPTIONS) --customer="$$CUSTOMER"; \
-		else $(OPERATE) forget $(OPTIONS) -- "$$KEY"; fi
+		else $(OPERATE) forget $(OPTIONS) -- $${KEY:+"$$KEY"}; fi
 
 session-hash: $(VENV)/installed ## Print what stands for a key in the logs (KEY=…)
-	@$(OPERATE) session-hash $(OPTIONS) -- "$$KEY"
+	@$(OPERATE) session-hash $(OPTIONS) -- $${KEY:+"$$KEY"}
 
 sweep: $(VENV)/installed ## Sweep now
 	@$(OPERATE) sweep $(OPTIONS)

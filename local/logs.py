@@ -12,37 +12,47 @@ _LATE = 10_000
 _QUIET = {"level", "message", "timestamp", "service"}
 
 
-def readable(function: str, message: str) -> str:
-    """Return a structured line as text; nothing for metrics and what Lambda says of success."""
+def line_of(message: str) -> dict[str, Any] | None:
+    """Return what a line says; None for metrics, and for what Lambda says of success."""
     try:
         line = json.loads(message)
     except ValueError:
-        usual = message.startswith(("START ", "END ", "REPORT "))
-        return "" if usual else f"{function:5} {message.rstrip()}"
+        is_frame = message.startswith(("START ", "END ", "REPORT "))
+        return None if is_frame else {"message": message.rstrip()}
     if not isinstance(line, dict) or "_aws" in line:
-        return ""
+        return None
     if "record" in line:
-        return _of_lambda(function, line)
+        return _of_lambda(line)
     if "errorType" in line:
         # An exception left the function. Its text may hold anything, so it is not shown.
-        line = {"message": "failed"} | {n: line.get(n) for n in ("timestamp", "level", "errorType")}
-    if "message" not in line:
-        return ""
-    fields = " ".join(f"{name}={value}" for name, value in line.items() if name not in _QUIET)
-    clock = str(line.get("timestamp", ""))[11:19]
-    return f"{clock} {function:5} {line.get('level', ''):7} {line['message']} {fields}"
+        return {"message": "failed"} | {n: line.get(n) for n in ("timestamp", "level", "errorType")}
+    return line if "message" in line else None
 
 
-def _of_lambda(function: str, line: dict[str, Any]) -> str:
+def _of_lambda(line: dict[str, Any]) -> dict[str, Any] | None:
     """Return a line of Lambda's own about what did not succeed: time-outs, memory, start-up."""
-    record = line["record"]
-    status = record.get("status", "success") if isinstance(record, dict) else "success"
-    if status == "success":
+    record = line["record"] if isinstance(line["record"], dict) else {}
+    if record.get("status", "success") == "success":
+        return None
+    about = {name: record[name] for name in ("status", "errorType", "requestId") if name in record}
+    return {"message": line.get("type"), "timestamp": line.get("time"), "level": "ERROR"} | about
+
+
+def readable(function: str, message: str) -> str:
+    """Return a line as text; nothing where `line_of` has none."""
+    line = line_of(message)
+    if line is None:
         return ""
-    clock = str(line.get("time", ""))[11:19]
-    about = {"status": status, "errorType": record.get("errorType"), "id": record.get("requestId")}
-    fields = " ".join(f"{name}={value}" for name, value in about.items() if value)
-    return f"{clock} {function:5} {'ERROR':7} {line.get('type')} {fields}"
+    clock = str(line.get("timestamp", ""))[11:19]
+    fields = " ".join(f"{name}={value}" for name, value in line.items() if name not in _QUIET)
+    parts = (clock, f"{function:5}", f"{line.get('level') or '':7}", str(line["message"]), fields)
+    return " ".join(part for part in parts if part.strip())
+
+
+def as_json(function: str, message: str) -> str:
+    """Return a line as a JSON object that names its function; nothing where `line_of` has none."""
+    line = line_of(message)
+    return "" if line is None else json.dumps({"function": function} | line)
 
 
 def follow(

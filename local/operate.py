@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import track as progress
 from rich.table import Table
 
-from local.logs import follow, readable
+from local.logs import as_json, follow, line_of, readable
 from local.stack import ROOT
 from sessions.settings import MAX_SHARDS
 from sessions.telemetry import hashed
@@ -42,6 +42,9 @@ STATES = ("open", "retrying", "rejected", "ended", "expired")
 
 # How often the logs are asked for news (seconds): CloudWatch takes few such calls a second.
 _POLL, _POLL_AWS = 0.5, 2.0
+
+# How long (seconds) a letter that was read stays out of sight while others are redriven.
+_HIDDEN = 600
 
 _NO_STACK = "No stack runs here. Start one with `make run`, or name one with --stack."
 
@@ -59,6 +62,8 @@ class Target:
             self._alias = ":live"
             self.poll = _POLL_AWS
         else:
+            if profile or region:
+                raise click.UsageError("--profile and --region go with --stack.")
             embedded = ROOT / folder / "stack.json"
             if not embedded.exists():
                 raise click.ClickException(_NO_STACK)
@@ -98,12 +103,14 @@ class Target:
         )
 
     @property
+    def functions(self) -> list[str]:
+        """Return the functions' names."""
+        return [self.outputs[f"{name}FunctionName"] for name in ("End", "Track", "Sweep")]
+
+    @property
     def log_groups(self) -> list[str]:
         """Return the functions' log groups."""
-        return [
-            f"/aws/lambda/{self.outputs[f'{name}FunctionName']}"
-            for name in ("End", "Track", "Sweep")
-        ]
+        return [f"/aws/lambda/{name}" for name in self.functions]
 
     def put_event(self, detail: dict[str, Any]) -> None:
         """Put a `Session Sweep` event on the stack's bus."""
@@ -157,7 +164,8 @@ class Operator:
         if self.as_json:
             click.echo(json.dumps(value))
         else:
-            Console().print(text)
+            # What Elevate said is shown as it is.
+            Console(markup=False, emoji=False).print(text)
 
     def busy(self, text: str) -> AbstractContextManager[Any]:
         """Show that something takes its time."""
@@ -265,7 +273,7 @@ def session(operator: Operator, key: str, hours: int) -> None:
     ]
     with operator.busy("Reading the logs …"):
         lines = sorted(
-            _history(target, str(hashed(key)), hours), key=lambda line: str(line["timestamp"])
+            _history(target, str(hashed(key)), hours), key=lambda line: str(line.get("timestamp"))
         )
     if not rows and not lines:
         raise click.ClickException("This session is neither in the registry nor in the logs.")
@@ -291,8 +299,8 @@ def _history(target: Target, session_hash: str, hours: int) -> Iterator[dict[str
                 logGroupName=group, startTime=since, filterPattern=f'"{session_hash}"'
             ):
                 for event in page["events"]:
-                    if session_hash in event["message"]:
-                        yield {"function": group.rsplit("-", 1)[-1]} | json.loads(event["message"])
+                    if session_hash in event["message"] and (line := line_of(event["message"])):
+                        yield {"function": group.rsplit("-", 1)[-1]} | line
         except logs.exceptions.ResourceNotFoundException:
             continue
 
@@ -362,7 +370,7 @@ def redrive_all(target: Target) -> tuple[Counter[str], Counter[str]]:
     done: Counter[str] = Counter()
     left: Counter[str] = Counter()
     for name, output in QUEUES.items():
-        queue = target.outputs[output]
+        queue, hidden = target.outputs[output], list[str]()
         count = _letters(target, output)
         for _ in progress(range(count), name, console=screen, disable=not screen.is_terminal):
             received = sqs.receive_message(
@@ -371,16 +379,21 @@ def redrive_all(target: Target) -> tuple[Counter[str], Counter[str]]:
                 MessageAttributeNames=["All"],
                 # A short poll asks a few of a queue's servers only.
                 WaitTimeSeconds=0 if target.is_embedded else 5,
+                # What is left shall not come again before all have come.
+                VisibilityTimeout=_HIDDEN,
             )
             for message in received.get("Messages", []):
                 try:
                     function, event = _addressee(target, output, message)
-                except (ValueError, KeyError, TypeError, AttributeError):
+                except (ValueError, LookupError, TypeError, AttributeError):
                     left[name] += 1
+                    hidden.append(message["ReceiptHandle"])
                     continue
                 target.invoke(function, event)
                 sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
                 done[name] += 1
+        for handle in hidden:
+            sqs.change_message_visibility(QueueUrl=queue, ReceiptHandle=handle, VisibilityTimeout=0)
     return done, left
 
 
@@ -388,8 +401,8 @@ def _addressee(target: Target, output: str, message: dict[str, Any]) -> tuple[st
     """Return the function that a dead letter was meant for, and the event it shall get."""
     body = json.loads(message["Body"])
     if output == "FailedEventsUrl":  # Lambda's own record around the event
-        arn = body["requestContext"]["functionArn"]
-        return ":".join(arn.split(":")[:7]), body["requestPayload"]
+        name = body["requestContext"]["functionArn"].split(":")[6]
+        return target.functions[target.functions.index(name)], body["requestPayload"]
     if output == "UndeliveredEventsUrl":
         names = {
             "Session Ended": "EndFunctionName",
@@ -404,7 +417,7 @@ def _addressee(target: Target, output: str, message: dict[str, Any]) -> tuple[st
 def tail(operator: Operator) -> None:
     """Follow the functions' logs."""
     target = operator.target
-    show = (lambda _, message: message.strip()) if operator.as_json else readable
+    show = as_json if operator.as_json else readable
     for line in follow(target.client("logs"), target.log_groups, target.poll, show):
         click.echo(line)
 

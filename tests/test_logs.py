@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from local.logs import follow, readable
+from local.logs import as_json, follow, readable
 
 OURS = {
     "level": "INFO",
@@ -35,7 +35,7 @@ FAILED = {
     ("line", "shown"),
     [
         (OURS, "09:25:51 end   INFO    notification correlation_id=c1 status=204"),
-        (TIME_OUT, "09:25:51 end   ERROR   platform.report status=timeout id=r1"),
+        (TIME_OUT, "09:25:51 end   ERROR   platform.report status=timeout requestId=r1"),
         (FAILED, "09:25:51 end   ERROR   failed errorType=KeyError"),
         (TIME_OUT | {"record": {"status": "success"}}, ""),
         (TIME_OUT | {"type": "platform.start", "record": {"requestId": "r1"}}, ""),
@@ -51,6 +51,14 @@ def test_a_line_is_shown_as_text(line: Any, shown: str) -> None:
 def test_what_is_no_json_is_shown_as_it_is_but_for_lambdas_frame() -> None:
     assert readable("end", "Task timed out after 30 s\n") == "end   Task timed out after 30 s"
     assert readable("end", "START RequestId: r1") == ""
+
+
+def test_as_json_a_line_names_its_function_and_no_exceptions_text() -> None:
+    assert json.loads(as_json("end", json.dumps(OURS))) == {"function": "end"} | OURS
+    shown = json.loads(as_json("end", json.dumps(FAILED)))
+    assert (shown["function"], shown["errorType"]) == ("end", "KeyError")
+    assert "d9528030" not in str(shown)
+    assert as_json("end", json.dumps({"_aws": {}})) == as_json("end", "REPORT RequestId") == ""
 
 
 class FakeLogs:

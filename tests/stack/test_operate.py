@@ -64,14 +64,21 @@ def test_a_letter_that_is_no_event_does_not_stop_the_others(deployed: Deployed) 
     sqs, queue = deployed.stack.client("sqs"), queue_url(deployed, "UndeliveredEventsUrl")
     for letter in ("not JSON", json.dumps([]), json.dumps({"detail-type": "Other"})):
         sqs.send_message(QueueUrl=queue, MessageBody=letter)
+    elsewhere = {"functionArn": f"arn:aws:lambda:{REGION}:000000000000:function:of-another:1"}
+    letter = json.dumps({"requestContext": elsewhere, "requestPayload": {}})
+    failed = queue_url(deployed, "FailedEventsUrl")
+    sqs.send_message(QueueUrl=failed, MessageBody=letter)
     event = {"detail-type": "Session Ended", "id": "e", "detail": session}
     sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(event))
     code, output = deployed.operate("redrive", "--json")
     assert code == 1
-    assert "Left in their queues, for they are no events: 3 undelivered events" in output
+    assert "for they are no events: 1 failed events, 3 undelivered events" in output
     assert '"redriven": {"undelivered events": 1}' in output
     wait_for(lambda: deployed.received(session))
-    sqs.purge_queue(QueueUrl=queue)
+    left = letters(deployed)
+    assert (left["failed events"], left["undelivered events"]) == (1, 3), "they are seen again"
+    for url in (queue, failed):
+        sqs.purge_queue(QueueUrl=url)
 
 
 def queue_url(deployed: Deployed, output: str) -> str:
@@ -178,9 +185,13 @@ def test_a_stack_in_aws_is_operated_by_its_name(deployed: Deployed) -> None:
     named = ("--stack", deployed.info["stackName"], "--json")
     session = new_session()
     deployed.end(session)
+    letter = {"detail-type": "Session Ended", "id": "e", "detail": (undelivered := new_session())}
+    queue = queue_url(deployed, "UndeliveredEventsUrl")
+    deployed.stack.client("sqs").send_message(QueueUrl=queue, MessageBody=json.dumps(letter))
     for command in ("status", "sweep", "redrive"):
         code, output = deployed.operate(command, *named, **aws)
         assert (code, output[:1]) == (0, "{"), output
+    wait_for(lambda: deployed.received(undelivered))  # by the alias
     code, output = deployed.operate("session", *named, session["sessionKey"], **aws)
     assert json.loads(output)["rows"][0]["state"] == "ended"
 
