@@ -450,6 +450,9 @@ def test_quick_failures_do_not_open_the_breaker() -> None:
     with wire(answering(http("503 Busy"))) as server:
         elevate = client(server.url)
         assert all(elevate.notify(SESSION).sent for _ in range(5))
+    # Now nobody listens there any more.
+    assert all(elevate.notify(SESSION).sent for _ in range(5))
+    assert elevate.notify(SESSION).reason.startswith("NewConnectionError")
 
 
 def test_one_caller_probes_after_the_pause_and_its_success_closes_the_breaker() -> None:

@@ -25,7 +25,7 @@ from urllib.parse import quote, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, ProtocolError
+from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
 from urllib3.util.ssl_ import create_urllib3_context
 
 from sessions.session import Session
@@ -123,8 +123,7 @@ class Elevate:
             status, wish, body = self._post(session)
         except (HTTPError, http.client.HTTPException, OSError) as error:
             # A look-up of the name knows no time-out of ours, but costs the caller as much as one.
-            is_slow = self._clock() > started + self._connect_timeout
-            if is_slow or isinstance(error, (TimeoutError, urllib3.exceptions.TimeoutError)):
+            if _is_time_out(error) or self._clock() > started + self._connect_timeout:
                 self.breaker.timed_out()
             else:
                 self.breaker.answered()
@@ -269,6 +268,13 @@ def _mask(body: bytes, session: Session) -> str:
     if len(body) >= _READ_BYTES:
         text = text[: -max(map(len, keys))]  # the last key may be cut in two
     return text.encode()[:_REASON_BYTES].decode("utf-8", "ignore").strip()
+
+
+def _is_time_out(error: Exception) -> bool:
+    # urllib3 counts refused connections and unknown names among its time-outs.
+    return isinstance(error, (TimeoutError, urllib3.exceptions.TimeoutError)) and not isinstance(
+        error, NewConnectionError
+    )
 
 
 def _describe(error: Exception) -> str:
