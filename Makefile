@@ -36,9 +36,11 @@ bench: $(VENV)/installed ## Measure beside what a user would pick instead (N=100
 
 OPERATE = PYTHONPATH=src $(BIN)/python -m local.operate
 # Keys may hold anything: make leaves them as they are, the shell gets them from its environment.
-override KEY := $(value KEY)
-override CUSTOMER := $(value CUSTOMER)
-override MARKET := $(value MARKET)
+# Only those of the command line count, not what the environment happens to hold.
+given = $(if $(filter command,$(firstword $(origin $(1)))),$(value $(1)))
+override KEY := $(call given,KEY)
+override CUSTOMER := $(call given,CUSTOMER)
+override MARKET := $(call given,MARKET)
 export KEY CUSTOMER MARKET
 
 status: $(VENV)/installed ## Show sessions by state, what is due, dead letters (OPTIONS="--stack NAME")

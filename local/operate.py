@@ -372,28 +372,32 @@ def redrive_all(target: Target) -> tuple[Counter[str], Counter[str]]:
     for name, output in QUEUES.items():
         queue, hidden = target.outputs[output], list[str]()
         count = _letters(target, output)
-        for _ in progress(range(count), name, console=screen, disable=not screen.is_terminal):
-            received = sqs.receive_message(
-                QueueUrl=queue,
-                MaxNumberOfMessages=1,
-                MessageAttributeNames=["All"],
-                # A short poll asks a few of a queue's servers only.
-                WaitTimeSeconds=0 if target.is_embedded else 5,
-                # What is left shall not come again before all have come.
-                VisibilityTimeout=_HIDDEN,
-            )
-            for message in received.get("Messages", []):
-                try:
-                    function, event = _addressee(target, output, message)
-                except (ValueError, LookupError, TypeError, AttributeError):
-                    left[name] += 1
+        try:
+            for _ in progress(range(count), name, console=screen, disable=not screen.is_terminal):
+                received = sqs.receive_message(
+                    QueueUrl=queue,
+                    MaxNumberOfMessages=1,
+                    MessageAttributeNames=["All"],
+                    # A short poll asks a few of a queue's servers only.
+                    WaitTimeSeconds=0 if target.is_embedded else 5,
+                    # What is left shall not come again before all have come.
+                    VisibilityTimeout=_HIDDEN,
+                )
+                for message in received.get("Messages", []):
                     hidden.append(message["ReceiptHandle"])
-                    continue
-                target.invoke(function, event)
-                sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
-                done[name] += 1
-        for handle in hidden:
-            sqs.change_message_visibility(QueueUrl=queue, ReceiptHandle=handle, VisibilityTimeout=0)
+                    try:
+                        function, event = _addressee(target, output, message)
+                    except (ValueError, LookupError, TypeError, AttributeError):
+                        left[name] += 1
+                        continue
+                    target.invoke(function, event)
+                    sqs.delete_message(QueueUrl=queue, ReceiptHandle=hidden.pop())
+                    done[name] += 1
+        finally:
+            for handle in hidden:
+                sqs.change_message_visibility(
+                    QueueUrl=queue, ReceiptHandle=handle, VisibilityTimeout=0
+                )
     return done, left
 
 

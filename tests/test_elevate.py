@@ -161,6 +161,39 @@ def test_a_success_with_a_body_is_a_success_and_its_connection_is_used_again() -
         assert server.connections == 1
 
 
+def test_an_early_hint_leaves_no_answer_to_the_next_session() -> None:
+    hint = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+    with wire(answering(hint + NO_CONTENT, hint + http("500 Oh"))) as server:
+        elevate = client(server.url)
+        assert {elevate.notify(SESSION).kind for _ in range(3)} == {"unavailable"}
+        assert server.connections == 3
+
+
+def test_each_time_out_is_its_own() -> None:
+    def serve(connection: socket.socket, number: int) -> None:
+        while read_request(connection):
+            time.sleep(0.5)  # longer than it may take to connect, shorter than to answer
+            connection.sendall(NO_CONTENT)
+
+    with wire(serve) as server:
+        elevate = client(server.url, connect_timeout=0.2, read_timeout=5)
+        assert [elevate.notify(SESSION).kind for _ in range(2)] == ["delivered"] * 2
+
+
+def test_what_was_answered_in_part_is_not_sent_again() -> None:
+    def serve(connection: socket.socket, number: int) -> None:
+        answering(NO_CONTENT)(connection, number)
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 2")
+        reset(connection)
+
+    with wire(serve) as server:
+        elevate = client(server.url)
+        assert elevate.notify(SESSION).kind == "delivered"
+        assert elevate.notify(SESSION).kind == "unavailable"
+        assert server.connections == 1
+
+
 def test_a_redirect_is_not_followed() -> None:
     with wire(answering(NO_CONTENT)) as elsewhere:
         outcome = after(http("307 Temporary Redirect", b"", f"Location: {elsewhere.url}/x"))
@@ -187,7 +220,10 @@ def test_a_key_that_is_cut_by_the_limit_is_still_masked(offset: int) -> None:
 ESCAPES: list[Callable[[str], str]] = [
     str.upper,
     lambda key: key.replace("-", ""),
-    lambda key: key.replace("-", "%2d"),
+    *(
+        lambda key, dash=dash: key.replace("-", dash)
+        for dash in ("%2d", "%252D", "\\u002d", "\\x2d", "&#45;", "_", " ")
+    ),
     urllib.parse.quote,
     urllib.parse.quote_plus,
     json.dumps,

@@ -344,6 +344,23 @@ def test_a_sweep_whose_every_statement_is_refused_stops_and_says_so(
     assert sweep(ending).delivered == 60
 
 
+def test_what_was_written_before_the_registry_went_away_is_not_forgotten(
+    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, settings: Settings
+) -> None:
+    tracked(ending, clock, 12)
+    clock.turn(settings.session_limit + 1800)
+    registry, now = ending.registry, int(clock.now)
+    rows = [row for shard in ALL_SHARDS for row in registry.due(shard, now).rows]
+
+    def throttle(statements: Any) -> dict[int, str]:
+        dynamo.throttles = 1000  # from the next call on, whole calls
+        return {0: "ThrottlingError"}
+
+    dynamo.statement_errors = throttle
+    written = registry.expire(rows)
+    assert (written.done, written.failed) == (rows[1:], ["ThrottlingException"])
+
+
 def test_a_connection_that_fails_once_is_tried_again(
     settings: Settings, aws: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,8 +384,9 @@ def test_a_list_of_tracks_for_which_there_is_no_time_comes_again(
     ending: Ending, clock: Clock
 ) -> None:
     activities = [Activity(new_session(), int(clock.now)) for _ in range(3)]
-    assert ending.track_all(activities, "event", time.monotonic()) == ["lost"] * 3
-    assert ending.track_all(activities, "event", time.monotonic() + 60) == ["tracked"] * 3
+    activities.append(activities[0])
+    assert ending.track_all(activities, "event", time.monotonic()) == ["lost"] * 4
+    assert ending.track_all(activities, "event", time.monotonic() + 60) == ["tracked"] * 4
 
 
 def test_a_batch_that_fails_as_a_whole_leaves_its_rows_due(

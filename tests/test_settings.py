@@ -74,6 +74,7 @@ def test_a_base_url_replaces_the_clusters_host(url: str) -> None:
         ({"ELEVATE_BASE_URL": "https://user@elevate.example"}, "ELEVATE_BASE_URL"),
         ({"ELEVATE_BASE_URL": "https://elevate.example/?to="}, "ELEVATE_BASE_URL"),
         ({"ELEVATE_BASE_URL": "elevate.example"}, "ELEVATE_BASE_URL"),
+        ({"ELEVATE_BASE_URL": "https://elevate.example:99999"}, "ELEVATE_BASE_URL"),
     ],
 )
 def test_settings_that_cannot_work_name_the_variable(change: dict[str, str], names: str) -> None:

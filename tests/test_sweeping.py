@@ -16,9 +16,9 @@ from sessions.elevate import Outcome
 from sessions.ending import BACKOFF_LIMIT, SETTLE_RESERVE, Ending
 from sessions.lifetime import HOUR, MINUTE
 from sessions.registry import BATCH, shard_of
-from sessions.session import Session
+from sessions.session import Activity, Session
 from sessions.settings import Settings
-from sessions.sweeping import ALL_SHARDS, Pacer, Sweeper
+from sessions.sweeping import ALL_SHARDS, Pacer, Sweep, Sweeper, _DueRows
 
 type Log = Callable[[], list[dict[str, Any]]]
 
@@ -290,3 +290,30 @@ def test_a_fault_of_ours_costs_no_other_session_its_settlement(
     clock.turn(BACKOFF_LIMIT)
     assert sweep(ending).delivered == 1
     assert len(elevate.keys()) == 5
+
+
+def test_who_waits_for_a_turn_is_not_claimed_long_before(
+    settings: Settings, make: Callable[[Settings], Ending], clock: Clock, elevate: FakeElevate
+) -> None:
+    """A visitor who comes back meanwhile stays."""
+    slow = make(replace(settings, max_rate=5, connect_timeout=0.5, read_timeout=0.5))
+    tracked(slow, clock, 60)
+    clock.turn(IDLE)
+    report = sweep(slow, time.monotonic() + 1 + SETTLE_RESERVE + 1)
+    assert 0 < report.claimed <= report.delivered + 5
+
+
+def test_the_shard_that_waits_longest_comes_first(
+    ending: Ending, clock: Clock, settings: Settings
+) -> None:
+    sessions: list[Session] = []
+    while len({shard_of(s.session_key, settings.shards) for s in sessions}) < settings.shards:
+        sessions.append(new_session())
+    by_shard = {shard_of(s.session_key, settings.shards): s for s in sessions}
+    for shard in reversed(range(settings.shards)):
+        ending.track(Activity(by_shard[shard], int(clock.now)))
+        clock.turn(61)
+    clock.turn(IDLE)
+    with ThreadPoolExecutor(4) as threads:
+        rows = _DueRows(ending.registry, threads, list(ALL_SHARDS), int(clock.now), Sweep())
+        assert [row.shard for row in rows] == list(reversed(range(settings.shards)))

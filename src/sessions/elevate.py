@@ -93,6 +93,7 @@ class Elevate:
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         url = urlsplit(settings.elevate_url)
+        port = url.port or (443 if url.scheme == "https" else 80)
         kind: type[_Connection] = _Connection
         tls = {}
         if url.scheme == "https":
@@ -103,7 +104,7 @@ class Elevate:
             tls["ssl_context"].sslsocket_class = _SecureSocket
         self._connect_timeout = settings.connect_timeout
         timeouts = settings.connect_timeout, settings.read_timeout
-        self._new_connection = partial(kind, url.hostname or "", url.port, timeouts, **tls)
+        self._new_connection = partial(kind, url.hostname or "", port, timeouts, **tls)
         # Connections that wait for their next notification, the last used on top.
         self._idle: list[_Connection] = []
         weakref.finalize(self, _close_all, self._idle)
@@ -160,8 +161,10 @@ class Elevate:
             response = connection.getresponse()
             # No body is the rule, and read cheaper so.
             body = response.read(_READ_BYTES if response.length_remaining != 0 else None)
-            # An answer that goes on is not read to its end: the connection is worth less.
-            is_spent = response.length_remaining != 0 or connection.is_closed
+            # An answer that goes on is not read to its end: the connection is worth less. One that
+            # is only the first of several (103) would leave the others to the next session.
+            goes_on = response.status < 200 or response.length_remaining != 0
+            is_spent = goes_on or connection.is_closed
         except BaseException:
             connection.close()
             raise
@@ -256,17 +259,19 @@ def _seconds(retry_after: str | None) -> int | None:
 def _mask(body: bytes, session: Session) -> str:
     """Return the start of a body as text without the session's keys, in whatever case.
 
-    A key of plain characters looks the same in any escape, but for its dashes. Where one holds
-    others, nothing of the body is returned: it could be there in more ways than we can think of.
+    A key of letters and digits looks the same in any escape; a dash may be anything short. Where a
+    key holds more, nothing of the body is returned: it could be there in more ways than we know.
     """
     keys = [key for key in (session.session_key, session.customer_key) if key]
     if b"\0" in body or not all(_PLAIN.fullmatch(key) for key in keys):
         return _WITHHELD if body else ""
     text = body.decode("utf-8", "replace")
-    pattern = "|".join(key.replace("-", "(-|%2D)?") for key in sorted(keys, key=len, reverse=True))
+    pattern = "|".join(
+        key.replace("-", r"[^\n]{0,8}?") for key in sorted(keys, key=len, reverse=True)
+    )
     text = re.sub(pattern, "***", text, flags=re.IGNORECASE)
     if len(body) >= _READ_BYTES:
-        text = text[: -max(map(len, keys))]  # the last key may be cut in two
+        text = text[: -2 * max(map(len, keys))]  # the last key may be cut in two
     return text.encode()[:_REASON_BYTES].decode("utf-8", "ignore").strip()
 
 
@@ -341,9 +346,7 @@ class _SecureSocket(_QuietSocket, ssl.SSLSocket):
 class _Connection(HTTPConnection):
     """A connection that bounds its answers and knows whether it died while it was idle."""
 
-    def __init__(
-        self, host: str, port: int | None, timeouts: tuple[float, float], **tls: Any
-    ) -> None:
+    def __init__(self, host: str, port: int, timeouts: tuple[float, float], **tls: Any) -> None:
         connect, self._read_timeout = timeouts
         super().__init__(host, port, timeout=connect, **tls)
         self._used_at: float | None = None
@@ -365,6 +368,7 @@ class _Connection(HTTPConnection):
         """Send the request, connected or not; what became of it, getresponse() tells."""
         if self._used_at is None:
             self.connect()
+        self._posted_at = time.monotonic()
         # Closed by the other side: it may have answered before that.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.request("POST", url, headers=_HEADERS, preload_content=False, decode_content=False)
@@ -380,7 +384,9 @@ class _Connection(HTTPConnection):
         try:
             response = super().getresponse()
         except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
-            if self._used_at is not None and not self._reader.started:
+            # What was dead before is known at once; later, it may have been taken.
+            at_once = time.monotonic() < self._posted_at + _FRESH
+            if self._used_at is not None and at_once and not self._reader.started:
                 raise _StaleConnection("died while idle") from error
             raise
         self._used_at = time.monotonic()

@@ -92,6 +92,8 @@ class Ending:
                 self.telemetry.registry_failed("track", error, activity.session, correlation_id)
                 return "lost"
 
+        if len({(a.session.session_key, a.session.market) for a in activities}) < len(activities):
+            return [track(activity) for activity in activities]  # the last word on a session counts
         return self._each(activities, track)
 
     def status(self, session_key: str) -> list[Status]:

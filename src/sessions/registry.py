@@ -506,17 +506,26 @@ class Registry:
         """Run a statement for each, 25 at a time.
 
         A throttled one is tried again with backoff. One that fails in the end leaves its row as it
-        was, and so due.
+        was, and so due. Raises RegistryUnavailable only if nothing was written.
         """
         wording = [self._wording(*statement(one)) for one in many]
         written: Written[T] = Written([], [])
         left = list(range(len(wording)))
+        open_ = set(left)
         for tries in range(_BATCH_TRIES):
             throttled: list[int] = []
             codes: list[str] = []
             for chunk in batched(left, BATCH, strict=False):
-                answers = self._execute([wording[index] for index in chunk])
+                try:
+                    answers = self._execute([wording[index] for index in chunk])
+                except RegistryUnavailable as error:
+                    if not written.done:
+                        raise
+                    written.failed.extend([str(error)] * len(open_))
+                    return written
                 for index, code in zip(chunk, answers, strict=True):
+                    if code not in _THROTTLED:
+                        open_.remove(index)
                     if code is None:
                         written.done.append(many[index])
                     elif code in _THROTTLED:

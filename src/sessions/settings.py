@@ -131,8 +131,12 @@ def _elevate_url(environment: Mapping[str, str], dialect: Dialect) -> str:
     base = environment.get("ELEVATE_BASE_URL", "")
     if not base:
         return _HOSTS[dialect].format(_required(environment, "ELEVATE_CLUSTER_ID"))
-    url = urlsplit(base)
-    if not url.hostname or url.query or url.fragment or url.username is not None:
+    try:
+        url = urlsplit(base)
+        is_complete = bool(url.hostname) and url.port != 0
+    except ValueError:  # no such port
+        is_complete = False
+    if not is_complete or url.query or url.fragment or url.username is not None:
         raise InvalidSettings("ELEVATE_BASE_URL must be scheme://host[:port][/path]")
     if url.scheme != "https" and not (url.scheme == "http" and url.hostname in _LOOPBACK):
         raise InvalidSettings("ELEVATE_BASE_URL must be https (http for loopback hosts only)")

@@ -163,7 +163,12 @@ class Sweeper:
         The window grows by what got through. While nothing does, nothing is added to it; when it
         has run empty like that, the sweep is over.
         """
-        window, flying = BATCH, 0
+        most, rate = _WINDOW * self._threads, self._ending.settings.max_rate
+        if rate:
+            # Claimed sessions wait for their turn: for a second, in which few come back to life.
+            most = min(most, max(1, int(rate)))
+        start = min(BATCH, most)
+        window, flying = start, 0
         silent: Literal["", "elevate", "registry"] = ""
         under_way: dict[Future[Sweep], list[Row]] = {}
         finished: SimpleQueue[Future[Sweep]] = SimpleQueue()
@@ -198,7 +203,7 @@ class Sweeper:
                 silent = ""
             elif troubled or part.failed:
                 silent = "elevate" if troubled else "registry"
-            window = BATCH if troubled else min(window + len(some), _WINDOW * self._threads)
+            window = start if troubled else min(window + len(some), most)
             if part.late:
                 report.stopped = "time"
                 report.left += (row.shard for row in some)
@@ -337,7 +342,11 @@ class _DueRows:
         self._report = report
         self._seen: dict[int, bool] = {}
         first = threads.map(lambda shard: registry.due(shard, now), shards)
-        self._first = {s: p for s, p in zip(shards, first, strict=True) if p.rows or p.unreadable}
+        pages = [(s, p) for s, p in zip(shards, first, strict=True) if p.rows or p.unreadable]
+        # The shard that waits longest comes first: there may be no time for all.
+        self._first = dict(
+            sorted(pages, key=lambda one: one[1].rows[0].due_at if one[1].rows else now)
+        )
         self.unfinished = list(self._first)
         # How many rows are still to come, once that is known; until then 0.
         self.ahead = 0
