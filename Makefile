@@ -31,7 +31,7 @@ fuzz: $(VENV)/installed ## Send the deployed API whatever there is, for two minu
 verify: $(VENV)/installed ## Break everything under load, then count what was lost (N=2000)
 	@PYTHONPATH=src $(BIN)/python -m local.verify $(N)
 
-bench: $(VENV)/installed ## Measure beside what a user would pick instead (N=10000)
+bench: $(VENV)/installed ## Measure beside what a user would pick instead (N=10000: growth up to there only)
 	@PYTHONPATH=.:src:tests $(BIN)/python bench/bench.py $(N)
 
 OPERATE = PYTHONPATH=src $(BIN)/python -m local.operate

@@ -87,8 +87,8 @@ class Outcome:
 class Elevate:
     """A client of one cluster, to be shared by all threads.
 
-    It keeps urllib3's connections itself: urllib3's pool spends more on a notification than the
-    notification (`make bench`), and what it adds, retries and redirects, is not wanted here.
+    It keeps urllib3's connections itself: urllib3's pool looks at a socket, and so gives the GIL
+    away, several times a notification, and what it adds, retries and redirects, is not wanted here.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -98,7 +98,7 @@ class Elevate:
         tls = {}
         if url.scheme == "https":
             kind = _SecureConnection
-            # One for all: to load the certificates costs more than a hundred notifications.
+            # One for all: to load the certificates costs far more than a notification.
             tls["ssl_context"] = create_urllib3_context()
             tls["ssl_context"].load_default_certs()
             tls["ssl_context"].sslsocket_class = _SecureSocket

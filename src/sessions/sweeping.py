@@ -340,7 +340,6 @@ class _DueRows:
         self._registry = registry
         self._now = now
         self._report = report
-        self._seen: dict[int, bool] = {}
         first = threads.map(lambda shard: registry.due(shard, now), shards)
         pages = [(s, p) for s, p in zip(shards, first, strict=True) if p.rows or p.unreadable]
         # The shard that waits longest comes first: there may be no time for all.

@@ -161,6 +161,7 @@ def test_run_shows_why_a_deployment_fails(tmp_path: Path) -> None:
 
 def curl(line: str) -> tuple[int, str]:
     """Run a line as pasted; return the status and the rest of the answer."""
+    # These tests are about README's own lines; what the calls do is tested without curl.
     if shutil.which("curl") is None:
         pytest.skip("no curl here")
     shown = subprocess.run(shlex.split(line), capture_output=True, text=True, check=True).stdout
