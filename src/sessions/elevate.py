@@ -47,10 +47,13 @@ logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 # Elevate's answers carry no body worth more than this (bytes); the rest is not read.
 _REASON_BYTES = 1024
-_PLAIN = re.compile(r"[A-Za-z0-9-]+")
+_READ_BYTES = 2 * 1024
 _WITHHELD = "not shown, for it might hold a key"
-# Enough to recognise a key that is cut by the limit above, whatever its encoding.
-_READ_BYTES = 8 * 1024
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_TOKEN = re.compile(r"""[^\s"'(),.:;<>=\[\]{}_-]+""")
+# Letters only, as words are written: not in the jumbled case of base64, and no run of hex digits.
+_WORD = re.compile(r"a|be|[Bb]ad|(?!(?i:[a-f]+$))(?:[A-Z]{2,5}|[A-Za-z]?[a-z]+(?:[A-Z][a-z]{2,})*)")
 
 _HEADERS = {"Content-Type": "application/json", "User-Agent": "elevate-sessions"}
 
@@ -73,7 +76,7 @@ class Outcome:
     """What came of one notification.
 
     `sent` is False when the breaker was open and nothing was sent. `reason` is safe to log and to
-    store: at most 1 KB, the session's keys masked. `retry_after` is Elevate's wish in seconds.
+    store: at most 1 KB, plain words only. `retry_after` is Elevate's wish in seconds.
     """
 
     kind: Kind
@@ -133,7 +136,7 @@ class Elevate:
             self.breaker.answered()
             kind = _kind(status)
             if kind != "delivered":
-                reason = _mask(body, session)
+                reason = _quoted(body, session)
                 retry_after = _seconds(wish) if kind == "unavailable" else None
         latency_ms = round((self._clock() - started) * 1000, 1)
         return Outcome(kind, status, reason, retry_after, latency_ms)
@@ -256,22 +259,17 @@ def _seconds(retry_after: str | None) -> int | None:
     return int(min(max(wish, 0), RETRY_AFTER_LIMIT))
 
 
-def _mask(body: bytes, session: Session) -> str:
-    """Return the start of a body as text without the session's keys, in whatever case.
+def _quoted(body: bytes, session: Session) -> str:
+    """Return what may be logged of a body: its plain words, with an ellipsis for all else.
 
-    A key of letters and digits looks the same in any escape; a dash may be anything short. Where a
-    key holds more, nothing of the body is returned: it could be there in more ways than we know.
+    Keys are UUIDs, which no plain word looks like, however they are encoded, cut or wrapped. Where
+    a key may be anything, it may be made of words too, so nothing is quoted.
     """
     keys = [key for key in (session.session_key, session.customer_key) if key]
-    if b"\0" in body or not all(_PLAIN.fullmatch(key) for key in keys):
+    if not all(_UUID.fullmatch(key) for key in keys):
         return _WITHHELD if body else ""
     text = body.decode("utf-8", "replace")
-    pattern = "|".join(
-        key.replace("-", r"[^\n]{0,8}?") for key in sorted(keys, key=len, reverse=True)
-    )
-    text = re.sub(pattern, "***", text, flags=re.IGNORECASE)
-    if len(body) >= _READ_BYTES:
-        text = text[: -2 * max(map(len, keys))]  # the last key may be cut in two
+    text = _TOKEN.sub(lambda token: token[0] if _WORD.fullmatch(token[0]) else "…", text)
     return text.encode()[:_REASON_BYTES].decode("utf-8", "ignore").strip()
 
 
