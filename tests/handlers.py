@@ -1,6 +1,7 @@
 """Hands for the tests of the entrances: samples, a Lambda context, an application."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ def with_body(name: str, **changes: Any) -> dict[str, Any]:
     """Return a sample API event with some members of its JSON body changed."""
     event = sample(name)
     return event | {"body": json.dumps(json.loads(event["body"]) | changes)}
+
+
+def moment(at: float) -> str:
+    """Return epoch seconds as EventBridge writes the time of an event."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
 class Context:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from emulated import FakeElevate
 from handler import end, track
 from handler.application import Application
 from handler.bus import EventFailed, InvalidEvent, NotKept
-from handlers import Context, sample, with_body
+from handlers import Context, moment, sample, with_body
 from sessions.aws import DynamoDB
+from sessions.lifetime import DAY
 from sessions.registry import Registry
 
 pytestmark = pytest.mark.usefixtures("application")
@@ -126,6 +128,13 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(
 @pytest.mark.parametrize(("name", "count"), [("session_ended", 1), ("sessions_ended", 2)])
 def test_the_sample_events_are_delivered(elevate: FakeElevate, name: str, count: int) -> None:
     end.handle(sample(name), Context())
+    assert len(elevate.received) == count
+
+
+@pytest.mark.parametrize(("days", "count"), [(0.9, 1), (1.1, 0)])
+def test_an_event_counts_from_its_own_time(elevate: FakeElevate, days: float, count: int) -> None:
+    """After a day, the limit here, Elevate must have ended the session itself."""
+    end.handle(sample("session_ended", time=moment(time.time() - days * DAY)), Context())
     assert len(elevate.received) == count
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from handler import end, track
+from handler.application import Application
 from handler.bus import InvalidEvent, happened_at
-from handlers import Context, sample, with_body
+from handlers import Context, moment, sample, with_body
 
 pytestmark = pytest.mark.usefixtures("application")
 
@@ -93,4 +94,11 @@ def test_an_event_without_a_usable_time_happened_now(moment: Any) -> None:
 
 
 def test_an_event_has_its_own_time() -> None:
-    assert happened_at({"time": "2026-11-23T12:00:00Z"}) == 1_795_435_200
+    an_hour_ago = int(time.time()) - 3600
+    assert happened_at({"time": moment(an_hour_ago)}) == an_hour_ago
+
+
+def test_an_idle_session_is_due_from_the_time_of_its_event_on(application: Application) -> None:
+    an_hour_ago = int(time.time()) - 3600
+    track.handle(sample("session_active", time=moment(an_hour_ago)), Context())
+    assert state()["dueAt"] == moment(an_hour_ago + application.settings.idle)
