@@ -28,7 +28,7 @@ from sessions.telemetry import Telemetry
 class Clock:
     """A clock that stands still until it is turned."""
 
-    now: float = 1_795_435_200.0  # 2026-11-23T12:00:00Z
+    now: float = 1_006_516_800.0  # 2001-11-23T12:00:00Z
 
     def __call__(self) -> float:
         return self.now

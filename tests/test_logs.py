@@ -12,18 +12,18 @@ from local.logs import as_json, follow, readable
 OURS = {
     "level": "INFO",
     "message": "notification",
-    "timestamp": "2026-11-24T09:25:51.000+00:00",
+    "timestamp": "2001-11-24T09:25:51.000+00:00",
     "service": "elevate-sessions",
     "correlation_id": "c1",
     "status": 204,
 }
 TIME_OUT = {
-    "time": "2026-11-24T09:25:51.000Z",
+    "time": "2001-11-24T09:25:51.000Z",
     "type": "platform.report",
     "record": {"requestId": "r1", "status": "timeout", "metrics": {}},
 }
 FAILED = {
-    "timestamp": "2026-11-24T09:25:51Z",
+    "timestamp": "2001-11-24T09:25:51Z",
     "level": "ERROR",
     "errorMessage": "no session d9528030-509c-4e0f-b585-7168f1e9feca",
     "errorType": "KeyError",

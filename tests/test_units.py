@@ -17,7 +17,7 @@ ROW = {
     "sessionKey": {"S": "k" * 36},
     "market": {"S": "UK"},
     "customerKey": {"S": "c" * 36},
-    "dueAt": {"N": "1795435200"},
+    "dueAt": {"N": "1006516811"},
     "sweepShard": {"N": "3"},
     "leaseUntil": {"N": "0"},
 }
@@ -26,7 +26,7 @@ FINISHED = {name: v for name, v in ROW.items() if name not in ("dueAt", "sweepSh
 
 def test_a_size_is_that_of_names_and_values() -> None:
     assert size_of({"name": {"S": "Å"}}) == 4 + 2
-    assert size_of({"n": {"N": "1795435234"}, "b": {"BOOL": True}}) == (1 + 6) + (1 + 1)
+    assert size_of({"n": {"N": "1006516834"}, "b": {"BOOL": True}}) == (1 + 6) + (1 + 1)
 
 
 @pytest.mark.parametrize(
