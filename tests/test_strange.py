@@ -87,7 +87,7 @@ quick = settings(
     headers=st.just({"Content-Type": "application/json"}) | HEADERS | st.none(),
     body=BODIES | st.none(),
     query=QUERIES | st.none(),
-    key=TEXT | st.just(str(uuid.UUID(int=2))) | st.none(),
+    key=TEXT.map("~key~".__add__) | st.just(str(uuid.UUID(int=2))) | st.none(),
     encoded=st.booleans(),
 )
 def test_every_call_gets_a_documented_answer(
@@ -119,7 +119,8 @@ def test_every_call_gets_a_documented_answer(
     if answer["statusCode"] >= 400:
         problem = json.loads(answer["body"])
         assert problem["status"] == answer["statusCode"]
-        assert key is None or len(key) < 8 or key not in told
+        assert "~key~" not in told
+        assert str(uuid.UUID(int=2)) not in told
     for heard in elevate.received:
         assert set(heard) == {"esales.market", "esales.customerKey", "esales.sessionKey"}
         assert heard["esales.market"] in {"UK", "SE"}
