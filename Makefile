@@ -34,7 +34,7 @@ verify: $(VENV)/installed ## Break everything under load, then count what was lo
 bench: $(VENV)/installed ## Measure beside what a user would pick instead (N=10000: growth up to there only)
 	@PYTHONPATH=.:src:tests $(BIN)/python bench/bench.py $(N)
 
-OPERATE = PYTHONPATH=src $(BIN)/python -m local.operate
+OPERATE = PYTHONPATH=src $(BIN)/python -m ops.operate
 # Keys may hold anything: make leaves them as they are, the shell gets them from its environment.
 # Only those of the command line count, not what the environment happens to hold.
 given = $(if $(filter command,$(firstword $(origin $(1)))),$(value $(1)))

@@ -32,8 +32,9 @@ from typing import Any
 
 from botocore.config import Config
 
-from local.operate import Target, redrive_all
 from local.stack import ROOT, Stack, StackError
+from ops.redrive import redrive_all
+from ops.target import Target
 
 CONCURRENCY = 8
 BATCH = 25

@@ -105,7 +105,7 @@ class Deployed:
             command, *rest = arguments
             arguments = (command, "--folder", str(self.stack.folder.relative_to(ROOT)), *rest)
         done = subprocess.run(
-            [sys.executable, "-m", "local.operate", *arguments],
+            [sys.executable, "-m", "ops.operate", *arguments],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT / "src")} | environment,
             capture_output=True,

@@ -129,7 +129,7 @@ def test_the_operator_can_follow_the_logs(deployed: Deployed) -> None:
             sys.executable,
             "-u",
             "-m",
-            "local.operate",
+            "ops.operate",
             "tail",
             "--folder",
             folder,
@@ -225,7 +225,7 @@ def test_clear_errors_when_there_is_nothing_to_operate(
     }
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "local.operate", "status", *arguments],
+        [sys.executable, "-m", "ops.operate", "status", *arguments],
         cwd=ROOT,
         env={n: v for n, v in os.environ.items() if not n.startswith("AWS")} | nothing,
         capture_output=True,

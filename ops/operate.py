@@ -4,7 +4,6 @@ import functools
 import json
 import sys
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -12,117 +11,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import boto3
 import click
-from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    EndpointConnectionError,
-    NoCredentialsError,
-    NoRegionError,
-    PartialCredentialsError,
-    ProfileNotFound,
 )
 from rich.console import Console
-from rich.progress import track as progress
 from rich.table import Table
 
 from local.logs import as_json, follow, line_of, readable
-from local.stack import ROOT
-from sessions.settings import MAX_SHARDS
+from ops.redrive import QUEUES, redrive_all, waiting
+from ops.target import Target, hint
+from sessions.session import MAX_SHARDS
 from sessions.telemetry import hashed
 
-QUEUES = {
-    "failed events": "FailedEventsUrl",
-    "undelivered events": "UndeliveredEventsUrl",
-    "missed sweeps": "MissedSweepsUrl",
-}
 STATES = ("open", "retrying", "rejected", "ended", "expired")
-
-# How often the logs are asked for news (seconds): CloudWatch takes few such calls a second.
-_POLL, _POLL_AWS = 0.5, 2.0
-
-# How long (seconds) a letter that was read stays out of sight while others are redriven.
-_HIDDEN = 600
-
-_NO_STACK = "No stack runs here. Start one with `make run`, or name one with --stack."
-
-
-class Target:
-    """A deployed stack: its AWS clients and its outputs."""
-
-    def __init__(
-        self, stack: str | None, profile: str | None, region: str | None, folder: str
-    ) -> None:
-        if stack:
-            self._session = boto3.Session(profile_name=profile, region_name=region)
-            self._endpoint, self._config = None, None
-            # The alias that all traffic goes to; retries and dead letters are set for it alone.
-            self._alias = ":live"
-            self.poll = _POLL_AWS
-        else:
-            if profile or region:
-                raise click.UsageError("--profile and --region go with --stack.")
-            embedded = ROOT / folder / "stack.json"
-            if not embedded.exists():
-                raise click.ClickException(_NO_STACK)
-            info = json.loads(embedded.read_text())
-            stack, self._endpoint = info["stackName"], info["awsEndpointUrl"]
-            # It is here or it is not.
-            self._config = Config(retries={"total_max_attempts": 1})
-            # MiniStack forgets them where a version is called.
-            self._alias = ""
-            self.poll = _POLL
-            self._session = boto3.Session(
-                aws_access_key_id="test",
-                aws_secret_access_key="test",  # noqa: S106 - the emulator takes any
-                region_name=info["region"],
-            )
-        self.is_embedded = self._endpoint is not None
-        try:
-            described = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
-        except EndpointConnectionError:
-            if self.is_embedded:
-                raise click.ClickException(_NO_STACK) from None
-            raise
-        self.outputs = {o["OutputKey"]: o["OutputValue"] for o in described.get("Outputs", [])}
-        if "TableName" not in self.outputs:
-            raise click.ClickException(f"The stack {stack} is not one of this service.")
-
-    def client(self, service: str) -> Any:
-        """Return a client of a service."""
-        return self._session.client(  # type: ignore[call-overload]
-            service, endpoint_url=self._endpoint, config=self._config
-        )
-
-    def invoke(self, function: str, event: Any) -> None:
-        """Invoke a function asynchronously, so that Lambda retries it."""
-        self.client("lambda").invoke(
-            FunctionName=function + self._alias, InvocationType="Event", Payload=json.dumps(event)
-        )
-
-    @property
-    def functions(self) -> list[str]:
-        """Return the functions' names."""
-        return [self.outputs[f"{name}FunctionName"] for name in ("End", "Track", "Sweep")]
-
-    @property
-    def log_groups(self) -> list[str]:
-        """Return the functions' log groups."""
-        return [f"/aws/lambda/{name}" for name in self.functions]
-
-    def put_event(self, detail: dict[str, Any]) -> None:
-        """Put a `Session Sweep` event on the stack's bus."""
-        entry = {
-            "EventBusName": self.outputs["EventBusName"],
-            "Source": "operator",
-            "DetailType": "Session Sweep",
-            "Detail": json.dumps(detail),
-        }
-        answer = self.client("events").put_events(Entries=[entry])
-        if answer["FailedEntryCount"]:
-            raise click.ClickException(f"The bus refused the event: {answer['Entries'][0]}")
 
 
 class _Group(click.Group):
@@ -132,19 +35,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except (BotoCoreError, ClientError) as error:
-            raise click.ClickException(f"AWS: {error}{_hint(error)}") from None
-
-
-def _hint(error: Exception) -> str:
-    """Return what to do about an error of AWS's."""
-    match error:
-        case NoRegionError():
-            return " Give --region, or set AWS_REGION."
-        case NoCredentialsError() | PartialCredentialsError() | ProfileNotFound():
-            return " Give --profile, or sign in (`aws configure`, `aws sso login`)."
-        case ClientError(response={"Error": {"Code": "ValidationError"}}):
-            return ". Is it the right --stack, --region and --profile?"
-    return ""
+            raise click.ClickException(f"AWS: {error}{hint(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -229,7 +120,7 @@ def status(operator: Operator) -> None:
             ):
                 due += len(page["Items"])
                 oldest = min([oldest, *(int(item["dueAt"]["N"]) for item in page["Items"])])
-        letters = {name: _letters(target, output) for name, output in QUEUES.items()}
+        letters = {name: waiting(target, output) for name, output in QUEUES.items()}
     found = {
         "states": dict(states),
         "due": due,
@@ -246,13 +137,6 @@ def status(operator: Operator) -> None:
     for name, count in letters.items():
         shown.add_row(f"dead letters: {name}", str(count))
     operator.tell(found, shown)
-
-
-def _letters(target: Target, output: str) -> int:
-    attributes = target.client("sqs").get_queue_attributes(
-        QueueUrl=target.outputs[output], AttributeNames=["ApproximateNumberOfMessages"]
-    )["Attributes"]
-    return int(attributes["ApproximateNumberOfMessages"])
 
 
 @command
@@ -359,62 +243,6 @@ def redrive(operator: Operator) -> None:
     if left:
         shown = ", ".join(f"{count} {name}" for name, count in left.items())
         raise click.ClickException(f"Left in their queues, for they are no events: {shown}")
-
-
-def redrive_all(target: Target) -> tuple[Counter[str], Counter[str]]:
-    """Give each dead letter to its function again.
-
-    Returns how many of which queue, and how many were left because they cannot be read.
-    """
-    sqs, screen = target.client("sqs"), Console(stderr=True)
-    done: Counter[str] = Counter()
-    left: Counter[str] = Counter()
-    for name, output in QUEUES.items():
-        queue, hidden = target.outputs[output], list[str]()
-        count = _letters(target, output)
-        try:
-            for _ in progress(range(count), name, console=screen, disable=not screen.is_terminal):
-                received = sqs.receive_message(
-                    QueueUrl=queue,
-                    MaxNumberOfMessages=1,
-                    MessageAttributeNames=["All"],
-                    # A short poll asks a few of a queue's servers only.
-                    WaitTimeSeconds=0 if target.is_embedded else 5,
-                    # What is left shall not come again before all have come.
-                    VisibilityTimeout=_HIDDEN,
-                )
-                for message in received.get("Messages", []):
-                    hidden.append(message["ReceiptHandle"])
-                    try:
-                        function, event = _addressee(target, output, message)
-                    except (ValueError, LookupError, TypeError, AttributeError):
-                        left[name] += 1
-                        continue
-                    target.invoke(function, event)
-                    sqs.delete_message(QueueUrl=queue, ReceiptHandle=hidden.pop())
-                    done[name] += 1
-        finally:
-            for handle in hidden:
-                sqs.change_message_visibility(
-                    QueueUrl=queue, ReceiptHandle=handle, VisibilityTimeout=0
-                )
-    return done, left
-
-
-def _addressee(target: Target, output: str, message: dict[str, Any]) -> tuple[str, Any]:
-    """Return the function that a dead letter was meant for, and the event it shall get."""
-    body = json.loads(message["Body"])
-    if output == "FailedEventsUrl":  # Lambda's own record around the event
-        name = body["requestContext"]["functionArn"].split(":")[6]
-        return target.functions[target.functions.index(name)], body["requestPayload"]
-    if output == "UndeliveredEventsUrl":
-        names = {
-            "Session Ended": "EndFunctionName",
-            "Session Active": "TrackFunctionName",
-            "Session Sweep": "SweepFunctionName",
-        }
-        return target.outputs[names[body["detail-type"]]], body
-    return target.outputs["SweepFunctionName"], {"id": str(uuid.uuid4())} | body
 
 
 @command

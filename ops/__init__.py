@@ -1,0 +1,1 @@
+"""What operators run, against a stack in AWS or the embedded one."""

@@ -1,0 +1,84 @@
+"""Send dead-letter messages to their functions once more."""
+
+import json
+import uuid
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track as progress
+
+from ops.target import Target
+
+QUEUES = {
+    "failed events": "FailedEventsUrl",
+    "undelivered events": "UndeliveredEventsUrl",
+    "missed sweeps": "MissedSweepsUrl",
+}
+
+# How long (seconds) a message that was read stays out of sight while others are redriven.
+_HIDDEN = 600
+
+
+def waiting(target: Target, output: str) -> int:
+    """Return about how many messages a dead-letter queue holds."""
+    attributes = target.client("sqs").get_queue_attributes(
+        QueueUrl=target.outputs[output], AttributeNames=["ApproximateNumberOfMessages"]
+    )["Attributes"]
+    return int(attributes["ApproximateNumberOfMessages"])
+
+
+def redrive_all(target: Target) -> tuple[Counter[str], Counter[str]]:
+    """Give each dead letter to its function again.
+
+    Returns how many of which queue, and how many were left because they cannot be read.
+    """
+    sqs, screen = target.client("sqs"), Console(stderr=True)
+    done: Counter[str] = Counter()
+    left: Counter[str] = Counter()
+    for name, output in QUEUES.items():
+        queue, hidden = target.outputs[output], list[str]()
+        count = waiting(target, output)
+        try:
+            for _ in progress(range(count), name, console=screen, disable=not screen.is_terminal):
+                received = sqs.receive_message(
+                    QueueUrl=queue,
+                    MaxNumberOfMessages=1,
+                    MessageAttributeNames=["All"],
+                    # A short poll asks a few of a queue's servers only.
+                    WaitTimeSeconds=0 if target.is_embedded else 5,
+                    # What is left shall not come again before all have come.
+                    VisibilityTimeout=_HIDDEN,
+                )
+                for message in received.get("Messages", []):
+                    hidden.append(message["ReceiptHandle"])
+                    try:
+                        function, event = _addressee(target, output, message)
+                    except (ValueError, LookupError, TypeError, AttributeError):
+                        left[name] += 1
+                        continue
+                    target.invoke(function, event)
+                    sqs.delete_message(QueueUrl=queue, ReceiptHandle=hidden.pop())
+                    done[name] += 1
+        finally:
+            for handle in hidden:
+                sqs.change_message_visibility(
+                    QueueUrl=queue, ReceiptHandle=handle, VisibilityTimeout=0
+                )
+    return done, left
+
+
+def _addressee(target: Target, output: str, message: dict[str, Any]) -> tuple[str, Any]:
+    """Return the function that a dead letter was meant for, and the event it shall get."""
+    body = json.loads(message["Body"])
+    if output == "FailedEventsUrl":  # Lambda's own record around the event
+        name = body["requestContext"]["functionArn"].split(":")[6]
+        return target.functions[target.functions.index(name)], body["requestPayload"]
+    if output == "UndeliveredEventsUrl":
+        names = {
+            "Session Ended": "EndFunctionName",
+            "Session Active": "TrackFunctionName",
+            "Session Sweep": "SweepFunctionName",
+        }
+        return target.outputs[names[body["detail-type"]]], body
+    return target.outputs["SweepFunctionName"], {"id": str(uuid.uuid4())} | body
