@@ -13,7 +13,8 @@ from typing import Any
 from processes import Function, Invoked, elevate, instant_dynamodb
 from results import Result, at_least, at_most, told
 from sessions.registry import Registry
-from sessions.settings import MAX_SHARDS, Settings
+from sessions.session import MAX_SHARDS
+from sessions.settings import Settings
 
 # Sizes, with how often each is swept: a short sweep is a noisy one.
 SIZES = {1000: 5, 10_000: 3, 100_000: 1}

@@ -1,13 +1,17 @@
 """Make the package of the functions: small, pure Python, with bytecode that Lambda accepts.
 
 Called by `sam build` through the Makefile beside it. The dependencies are installed, trimmed and
-compiled once, and copied for each function. Bytecode is hash-based and unchecked: entries of a SAM
-zip are dated 1980, so Python would throw timestamp-based bytecode away.
+compiled once, and copied for each function. Of botocore's service models only the operations stay
+that the functions call: loading a whole one takes longer than all else of a cold start. Bytecode is
+hash-based and unchecked: entries of a SAM zip are dated 1980, so Python would throw timestamp-based
+bytecode away.
 """
 
 import compileall
 import contextlib
+import gzip
 import hashlib
+import json
 import os
 import py_compile
 import shutil
@@ -15,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 SRC = Path(__file__).parent
 ROOMS = ("handler", "sessions")
@@ -28,15 +33,23 @@ WASTE = (
     "**/__pycache__",
     "bin",
     "boto3/data",
-    # Models of each service, which sessions/aws.py does without.
-    "botocore/data/*/",
     "boto3/examples",
+    "botocore/data/*/*/examples-*",
+    "botocore/data/*/*/paginators-*",
+    "botocore/data/*/*/waiters-*",
     "aws_lambda_powertools/event_handler",
     "aws_lambda_powertools/utilities/data_classes",
     "aws_lambda_powertools/utilities/parser",
     "aws_lambda_powertools/utilities/feature_flags",
     "aws_lambda_powertools/utilities/kafka",
 )
+
+
+# What the functions ask of AWS (a test compares it with the calls on the wire).
+OPERATIONS = {
+    "dynamodb": {"BatchExecuteStatement", "Query", "UpdateItem"},
+    "events": {"PutEvents"},
+}
 
 
 def main(target: Path) -> None:
@@ -84,6 +97,46 @@ def trim(folder: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+    models = folder / "botocore" / "data"
+    for service in [path for path in models.iterdir() if path.is_dir()]:
+        # botocore takes the latest of a service's versions.
+        *others, latest = sorted(path for path in service.iterdir() if path.is_dir())
+        if service.name in OPERATIONS:
+            trim_model(latest / "service-2.json.gz", OPERATIONS[service.name])
+        for gone in others if service.name in OPERATIONS else [service]:
+            shutil.rmtree(gone)
+
+
+def trim_model(path: Path, operations: set[str]) -> None:
+    """Leave only these operations in a service's model, with the shapes they use, unpacked."""
+    model = json.loads(gzip.decompress(path.read_bytes()))
+    model["operations"] = {name: model["operations"][name] for name in sorted(operations)}
+    shapes, used, new = model["shapes"], set[str](), _shapes_in(model["operations"])
+    while new:
+        used |= new
+        new = set().union(*(_shapes_in(shapes[name]) for name in new)) - used
+    model["shapes"] = {name: shapes[name] for name in sorted(used)}
+    path.with_suffix("").write_text(json.dumps(_undocumented(model)))
+    path.unlink()
+
+
+def _shapes_in(part: Any) -> set[str]:
+    """Return the names of the shapes that a part of a model refers to."""
+    if isinstance(part, list):
+        return set().union(*map(_shapes_in, part))
+    if not isinstance(part, dict):
+        return set()
+    found = set().union(*map(_shapes_in, part.values()))
+    return found | {part["shape"]} if isinstance(part.get("shape"), str) else found
+
+
+def _undocumented(part: Any) -> Any:
+    """Return a part of a model without its texts."""
+    if isinstance(part, list):
+        return [_undocumented(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    return {n: _undocumented(one) for n, one in part.items() if n != "documentation"}
 
 
 def compile_all(folder: Path, root: Path) -> None:

@@ -1,8 +1,10 @@
 """Fixtures: the registry's table on the emulator, an Elevate that does as told, a clock to turn."""
 
 import http.server
+import io
 import itertools
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -18,6 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import botocore.session
 import pytest
+from aws_lambda_powertools import Logger
 
 from registry_table import create_table
 from sessions.settings import Settings
@@ -142,19 +145,18 @@ def dynamodb(aws: str) -> Any:
     return botocore.session.get_session().create_client("dynamodb")
 
 
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
-    """Return what reads the structured lines written since the test began."""
-    written: list[str] = []
-    write = Telemetry._print
+@pytest.fixture(autouse=True)
+def log() -> Callable[[], list[dict[str, Any]]]:
+    """Return what reads the structured lines written since the test began.
 
-    def listen(self: Telemetry, text: str) -> None:
-        written.append(text)
-        write(self, text)
-
-    # At the source, because pytest's own capturing changes what stdout is from phase to phase.
-    monkeypatch.setattr(Telemetry, "_print", listen)
-    return lambda: [json.loads(line) for line in "".join(written).splitlines()]
+    Powertools' handler keeps the stream that was stdout when it was made; each test has its own.
+    """
+    written = io.StringIO()
+    Telemetry()
+    handler = Logger().registered_handler
+    assert isinstance(handler, logging.StreamHandler)
+    handler.setStream(written)
+    return lambda: [json.loads(line) for line in written.getvalue().splitlines()]
 
 
 _tables = itertools.count()

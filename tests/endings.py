@@ -1,7 +1,8 @@
-"""Hands for the tests of endings and sweeps: an `Ending` under a clock that is turned by hand."""
+"""Fixtures and helpers for tests of endings and sweeps, under a clock that is turned by hand."""
 
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,42 +15,65 @@ from sessions.registry import Registry
 from sessions.session import Activity, Session
 from sessions.settings import Settings
 from sessions.sweeping import ALL_SHARDS, Sweep, Sweeper
+from sessions.telemetry import Telemetry
 
 IDLE = 30 * MINUTE
 FOREVER = 1e12
 
 
-@pytest.fixture
-def make(clock: Clock) -> Callable[[Settings], Ending]:
-    return lambda settings: Ending(
-        settings, Registry(settings, clock=clock), Elevate(settings), clock=clock
+@dataclass(frozen=True)
+class Service:
+    """The parts of an application, as handler/application.py puts them together."""
+
+    registry: Registry
+    elevate: Elevate
+    ending: Ending
+    sweeper: Sweeper
+
+
+def service_of(settings: Settings, clock: Clock) -> Service:
+    """Put the parts together, as a new execution environment does."""
+    registry, elevate = Registry(settings, clock=clock), Elevate(settings)
+    telemetry = Telemetry()
+    return Service(
+        registry,
+        elevate,
+        Ending(settings, registry, elevate, telemetry, clock),
+        Sweeper(settings, registry, elevate, telemetry, clock),
     )
 
 
 @pytest.fixture
-def ending(settings: Settings, make: Callable[[Settings], Ending]) -> Ending:
+def make(clock: Clock) -> Callable[[Settings], Service]:
+    return lambda settings: service_of(settings, clock)
+
+
+@pytest.fixture
+def service(settings: Settings, make: Callable[[Settings], Service]) -> Service:
     return make(settings)
 
 
-def new_session() -> Session:
-    return Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
+def new_session(market: str = "UK") -> Session:
+    return Session(market, str(uuid.uuid4()), str(uuid.uuid4()))
 
 
-def end(ending: Ending, session: Session, clock: Clock) -> End:
-    return ending.end(session, int(clock.now), "api", "request")
+def end(service: Service, session: Session, clock: Clock) -> End:
+    return service.ending.end(session, int(clock.now), "api")
 
 
-def sweep(ending: Ending, until: float = FOREVER) -> Sweep:
-    return Sweeper(ending).sweep(ALL_SHARDS, until, "tick")
+def sweep(service: Service, until: float = FOREVER) -> Sweep:
+    return service.sweeper.sweep(ALL_SHARDS, until)
 
 
-def tracked(ending: Ending, clock: Clock, count: int, **changes: Any) -> list[Session]:
-    sessions = [new_session() for _ in range(count)]
+def tracked(
+    service: Service, clock: Clock, count: int, market: str = "UK", **changes: Any
+) -> list[Session]:
+    sessions = [new_session(market) for _ in range(count)]
     for session in sessions:
-        assert ending.track(Activity(session, int(clock.now), **changes))
+        assert service.ending.track(Activity(session, int(clock.now), **changes))
     return sessions
 
 
-def state(ending: Ending, session: Session) -> str:
-    (status,) = ending.status(session.session_key)
+def state(service: Service, session: Session) -> str:
+    (status,) = service.ending.status(session.session_key)
     return status.state

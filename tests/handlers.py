@@ -10,7 +10,6 @@ import pytest
 
 from emulated import FakeElevate
 from handler import application as shared
-from handler import bus
 from sessions.settings import Settings
 
 EVENTS = Path(__file__).parent.parent / "events"
@@ -70,7 +69,7 @@ _BUILT_ONCE = (
     shared.activity_validator,
     shared.key_validator,
     shared.market_validator,
-    bus._events,
+    shared.bus,
 )
 
 

@@ -1,4 +1,4 @@
-"""Arrows point one way: handler → sweeping → ending → {registry, elevate} → session."""
+"""Arrows point one way: handler → {sweeping, ending} → {registry, elevate, telemetry} → values."""
 
 import ast
 import json
@@ -11,38 +11,37 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src"
 
-# What each room may know of the other rooms.
+# What each room may know of the others; everybody may know the values.
+VALUES = {"sessions.session", "sessions.lifetime", "sessions.dialects", "sessions.settings"}
 MAY_IMPORT = {
-    "sessions.settings": set(),
-    "sessions.session": {"sessions.settings"},
-    "sessions.lifetime": {"sessions.settings"},
-    "sessions.elevate": {"sessions.session", "sessions.settings"},
+    "sessions.session": set(),
+    "sessions.lifetime": set(),
+    "sessions.dialects": {"sessions.lifetime"},
+    "sessions.settings": VALUES,
+    "sessions.schemas": VALUES,
+    "sessions.breaker": set(),
+    "sessions.connection": set(),
+    "sessions.elevate": VALUES | {"sessions.breaker", "sessions.connection"},
     "sessions.aws": set(),
-    "sessions.registry": {"sessions.aws", "sessions.session", "sessions.settings"},
-    "sessions.telemetry": {"sessions.elevate", "sessions.registry", "sessions.session"},
-    "sessions.ending": {
-        "sessions",
-        "sessions.elevate",
-        "sessions.registry",
-        "sessions.session",
-        "sessions.settings",
-        "sessions.telemetry",
-    },
-    "sessions.sweeping": {
-        "sessions.elevate",
-        "sessions.ending",
-        "sessions.registry",
-        "sessions.settings",
-        "sessions.telemetry",
-    },
+    "sessions.items": VALUES,
+    "sessions.statements": VALUES | {"sessions.items"},
+    "sessions.registry": VALUES
+    | {"sessions", "sessions.aws", "sessions.items", "sessions.statements"},
+    "sessions.telemetry": VALUES,
+    "sessions.ending": VALUES | {"sessions.elevate", "sessions.registry", "sessions.telemetry"},
+    "sessions.lanes": VALUES | {"sessions.registry"},
+    "sessions.sweeping": VALUES
+    | {"sessions.elevate", "sessions.ending", "sessions.lanes", "sessions.registry"}
+    | {"sessions.statements", "sessions.telemetry"},
 }
-# Who alone may talk to whom outside.
+# Who alone may use what from outside.
 ONLY = {
-    "urllib3": {"sessions.elevate"},
-    "botocore": {"sessions.aws", "sessions.registry", "handler.bus"},
-    "fastjsonschema": {"sessions.session"},
+    "urllib3": {"sessions.connection", "sessions.elevate"},
+    "boto3": {"sessions.aws"},
+    "botocore": {"sessions.aws", "sessions.registry", "handler.events"},
+    "fastjsonschema": {"sessions.schemas"},
 }
-NOBODY = {"boto3", "requests", "pydantic", "aws_xray_sdk"}
+NOBODY = {"requests", "pydantic", "aws_xray_sdk"}
 
 
 def modules() -> dict[str, Path]:

@@ -10,11 +10,9 @@ import pytest
 from emulated import FakeElevate
 from handler import end, track
 from handler.application import Application
-from handler.bus import EventFailed, InvalidEvent, NotKept
-from handlers import Context, moment, sample, with_body
-from sessions.aws import DynamoDB
+from handler.events import EventFailed, InvalidEvent, NotKept
+from handlers import Context, forget, moment, sample, with_body
 from sessions.lifetime import DAY
-from sessions.registry import Registry
 
 pytestmark = pytest.mark.usefixtures("application")
 
@@ -72,8 +70,7 @@ def test_with_the_registry_alone_down_elevate_is_notified(
 def nowhere(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the registry away."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    registry = Registry(application.settings, DynamoDB(1))
-    monkeypatch.setattr(application.ending, "registry", registry)
+    forget()
 
 
 def test_a_base64_body_is_refused() -> None:

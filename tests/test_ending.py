@@ -10,11 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emulated import Clock, FakeElevate
-from endings import FOREVER, end, new_session, state, sweep
-from sessions.aws import DynamoDB
-from sessions.elevate import Elevate
-from sessions.ending import BACKOFF_LIMIT, Ending, backoff
-from sessions.registry import Registry
+from endings import FOREVER, Service, end, new_session, state, sweep
+from sessions.ending import BACKOFF_LIMIT, backoff
 from sessions.settings import Settings
 
 type Log = Callable[[], list[dict[str, Any]]]
@@ -23,84 +20,85 @@ type Log = Callable[[], list[dict[str, Any]]]
 
 
 def test_an_end_is_delivered_once_however_often_it_is_asked_for(
-    ending: Ending, clock: Clock, elevate: FakeElevate
+    service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
     session = new_session()
-    assert [end(ending, session, clock).result for _ in range(3)] == ["delivered", "over", "over"]
+    assert [end(service, session, clock).result for _ in range(3)] == ["delivered", "over", "over"]
     assert elevate.keys() == [session.session_key]
 
 
 def test_an_unavailable_elevate_means_kept_and_the_sweep_delivers(
-    ending: Ending, clock: Clock, elevate: FakeElevate, settings: Settings
+    service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
 ) -> None:
     elevate.statuses = [503, 204]
     session = new_session()
-    assert end(ending, session, clock).result == "kept"
-    assert state(ending, session) == "retrying"
+    assert end(service, session, clock).result == "kept"
+    assert state(service, session) == "retrying"
     clock.turn(2 * settings.retry_base)
-    assert sweep(ending).delivered == 1
-    assert state(ending, session) == "ended"
+    assert sweep(service).counts["delivered"] == 1
+    assert state(service, session) == "ended"
 
 
 def test_a_rejection_is_told_with_its_status_and_may_be_asked_for_again(
-    ending: Ending, clock: Clock, elevate: FakeElevate
+    service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
     elevate.statuses = [400, 204]
     session = new_session()
-    rejected = end(ending, session, clock)
+    rejected = end(service, session, clock)
     assert (rejected.result, rejected.status) == ("rejected", 400)
-    assert end(ending, session, clock).result == "delivered"
+    assert end(service, session, clock).result == "delivered"
 
 
 def test_a_late_event_of_a_session_that_is_long_over_sends_nothing(
-    ending: Ending, clock: Clock, elevate: FakeElevate, settings: Settings
+    service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
 ) -> None:
     long_ago = int(clock.now) - settings.session_limit - settings.slack
     session = new_session()
-    assert ending.end(session, long_ago, "event", "redriven").result == "over"
-    assert state(ending, session) == "expired"
+    assert service.ending.end(session, long_ago, "event").result == "over"
+    assert state(service, session) == "expired"
     assert elevate.received == []
 
 
-def test_many_ends_at_once(ending: Ending, clock: Clock, elevate: FakeElevate) -> None:
+def test_many_ends_at_once(service: Service, clock: Clock, elevate: FakeElevate) -> None:
     sessions = [(new_session(), int(clock.now)) for _ in range(60)]
-    ends = ending.end_all(sessions, "event", "event", FOREVER)
+    ends = service.ending.end_all(sessions, "event", FOREVER)
     assert {e.result for e in ends} == {"delivered"}
     assert sorted(elevate.keys()) == sorted(s.session_key for s, _ in sessions)
 
 
 def test_ends_for_which_there_is_no_time_are_kept_for_the_sweep(
-    ending: Ending, clock: Clock, elevate: FakeElevate
+    service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
     sessions = [(new_session(), int(clock.now)) for _ in range(3)]
-    ends = ending.end_all(sessions, "event", "event", until=time.monotonic())
+    ends = service.ending.end_all(sessions, "event", until=time.monotonic())
     assert {e.result for e in ends} == {"kept"}
     assert elevate.received == []
-    assert sweep(ending).delivered == 3
+    assert sweep(service).counts["delivered"] == 3
 
 
 # -- a registry that is down -------------------------------------------------------------------
 
 
 @pytest.fixture
-def without_registry(settings: Settings, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Ending:
+def without_registry(
+    settings: Settings, make: Callable[[Settings], Service], monkeypatch: pytest.MonkeyPatch
+) -> Service:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    nowhere = DynamoDB(1)
-    return Ending(settings, Registry(settings, nowhere, clock), Elevate(settings), clock=clock)
+    return make(settings)
 
 
 @pytest.mark.parametrize(
     ("status", "result"), [(204, "delivered"), (400, "rejected"), (503, "lost")]
 )
 def test_without_a_registry_elevate_is_notified_all_the_same(
-    without_registry: Ending, clock: Clock, elevate: FakeElevate, status: int, result: str
+    without_registry: Service, clock: Clock, elevate: FakeElevate, status: int, result: str
 ) -> None:
     elevate.statuses = [status]
     assert end(without_registry, new_session(), clock).result == result
     assert len(elevate.received) == 1
 
 
-def test_a_sweep_without_a_registry_says_so_and_does_not_raise(without_registry: Ending) -> None:
+def test_a_sweep_without_a_registry_says_so_and_does_not_raise(without_registry: Service) -> None:
     assert sweep(without_registry).stopped == "registry"
 
 
@@ -118,12 +116,12 @@ def test_backoff_honours_elevates_wish(retry_after: int) -> None:
 
 
 def test_each_notification_has_one_line_without_a_key(
-    ending: Ending, clock: Clock, elevate: FakeElevate, log: Log
+    service: Service, clock: Clock, elevate: FakeElevate, log: Log
 ) -> None:
     elevate.statuses = [204, 400, 503]
     sessions = [new_session() for _ in range(3)]
     for session in sessions:
-        end(ending, session, clock)
+        end(service, session, clock)
     written = log()
     assert [(w["level"], w["outcome"], w["status"]) for w in written] == [
         ("INFO", "delivered", 204),

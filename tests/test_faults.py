@@ -18,29 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ConnectTimeoutError
 
 from emulated import Clock, FakeElevate
+from endings import Service, new_session, service_of, sweep, tracked
 from faulty_dynamodb import Drop, FaultyDynamoDB, faulty_dynamodb
 from handler import end
 from handler.application import application as build
 from handlers import Context, forget, sample
-from sessions.aws import DynamoDB
-from sessions.elevate import Elevate
-from sessions.ending import Ending
-from sessions.registry import Registry, RegistryUnavailable
-from sessions.session import Activity, Session
-from sessions.settings import LEASE_SECONDS, Settings
-from sessions.sweeping import ALL_SHARDS, Sweep, Sweeper
+from sessions.session import LEASE_SECONDS, Activity, RegistryUnavailable, Session
+from sessions.settings import Settings
+from sessions.sweeping import ALL_SHARDS
 from wire import read_request, reset, wire
 
 ROOT = Path(__file__).parent.parent
-FOREVER = 1e12
 KEY = sample("session_ended")["detail"]["sessionKey"]
-
-
-def sweep(ending: Ending) -> Sweep:
-    return Sweeper(ending).sweep(ALL_SHARDS, FOREVER, "tick")
 
 
 def answer(status: str, *headers: str, body: bytes = b"") -> Callable[[socket.socket, int], None]:
@@ -224,14 +215,14 @@ def test_a_hanging_elevate_ends_a_sweep_after_its_first_small_wave(
 ) -> None:
     with wire(silent) as server:
         hanging = replace(settings, elevate_url=server.url, read_timeout=0.2)
-        ending = Ending(hanging, Registry(hanging, clock=clock), Elevate(hanging), clock=clock)
+        service = service_of(hanging, clock)
         for _ in range(60):
             session = Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
-            ending.track(Activity(session, int(clock.now)))
+            service.ending.track(Activity(session, int(clock.now)))
         clock.turn(settings.idle)
-        report = sweep(ending)
+        report = sweep(service)
         assert report.stopped == "elevate"
-        assert report.due == 25
+        assert report.counts["due"] == 25
         assert server.connections <= settings.concurrency
 
 
@@ -246,110 +237,101 @@ def dynamo(aws: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyDynamoDB
 
 
 @pytest.fixture
-def ending(settings: Settings, dynamo: FaultyDynamoDB, clock: Clock) -> Ending:
+def service(settings: Settings, dynamo: FaultyDynamoDB, clock: Clock) -> Service:
     """Return an application whose DynamoDB may fail; its faults are in the log."""
-    ending = Ending(settings, elevate=Elevate(settings), clock=clock)
-    ending.registry._clock = clock
-    return ending
-
-
-def new_session() -> Session:
-    return Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
-
-
-def tracked(ending: Ending, clock: Clock, count: int) -> list[Session]:
-    sessions = [new_session() for _ in range(count)]
-    for session in sessions:
-        ending.track(Activity(session, int(clock.now)))
-    return sessions
+    return service_of(settings, clock)
 
 
 def test_a_throttled_call_is_tried_again(
-    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
 ) -> None:
     dynamo.throttles = 2
-    assert ending.end(new_session(), int(clock.now), "api", "").result == "delivered"
+    assert service.ending.end(new_session(), int(clock.now), "api").result == "delivered"
 
 
 def test_a_call_that_stays_throttled_or_slow_does_not_keep_elevate_waiting(
-    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate, log: Any
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate, log: Any
 ) -> None:
     dynamo.throttles = 1000
-    assert ending.end(new_session(), int(clock.now), "api", "").result == "delivered"
+    assert service.ending.end(new_session(), int(clock.now), "api").result == "delivered"
     elevate.statuses = [503]
-    assert ending.end(new_session(), int(clock.now), "api", "").result == "lost"
+    assert service.ending.end(new_session(), int(clock.now), "api").result == "lost"
     assert {line["operation"] for line in log() if line["message"] == "registry failed"} == {
         "claim"
     }
 
 
 def test_a_slow_registry_is_given_up(
-    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
 ) -> None:
     def slow(operation: str) -> None:
         time.sleep(2.2)  # the fault itself: longer than the SDK's read time-out
 
     dynamo.before = slow
     started = time.monotonic()
-    assert ending.end(new_session(), int(clock.now), "api", "").result == "delivered"
+    assert service.ending.end(new_session(), int(clock.now), "api").result == "delivered"
     assert time.monotonic() - started < 15
 
 
 def test_throttled_statements_are_tried_again(
-    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
 ) -> None:
-    tracked(ending, clock, 30)
+    tracked(service, clock, 30)
     clock.turn(1800)
     rejections = iter(["ThrottlingError", "ProvisionedThroughputExceeded"] * 4)
     dynamo.statement_errors = lambda statements: {
         n: code
         for n, code in zip(range(len(statements)), itertools.islice(rejections, 1), strict=False)
     }
-    assert sweep(ending).delivered == 30
+    assert sweep(service).counts["delivered"] == 30
 
 
 @pytest.mark.parametrize("code", ["ThrottlingError", "ValidationError"])
 def test_statements_that_fail_for_good_leave_their_rows_due(
-    ending: Ending,
+    service: Service,
     dynamo: FaultyDynamoDB,
     clock: Clock,
     elevate: FakeElevate,
     log: Any,
     code: str,
 ) -> None:
-    tracked(ending, clock, 12)
+    tracked(service, clock, 12)
     clock.turn(1800)
     dynamo.statement_errors = lambda statements: {0: code}
-    first = sweep(ending)
-    assert first.delivered < 12
+    first = sweep(service)
+    assert first.counts["delivered"] < 12
     assert any(line["message"] == "registry failed" for line in log())
     dynamo.statement_errors = lambda statements: {}
     clock.turn(LEASE_SECONDS + 1)
-    sweep(ending)
+    sweep(service)
     assert len(set(elevate.keys())) == 12
 
 
 def test_a_sweep_whose_every_statement_is_refused_stops_and_says_so(
-    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
 ) -> None:
     """A privilege that was taken away: the calls are taken, what is in them is not."""
-    tracked(ending, clock, 60)
+    tracked(service, clock, 60)
     clock.turn(1800)
     dynamo.statement_errors = lambda statements: dict.fromkeys(range(len(statements)), "Denied")
-    report = sweep(ending)
-    assert (report.stopped, report.skipped, report.claimed) == ("registry", 0, 0)
-    assert 0 < report.failed < 60
+    report = sweep(service)
+    assert (report.stopped, report.counts["skipped"], report.counts["claimed"]) == (
+        "registry",
+        0,
+        0,
+    )
+    assert 0 < report.counts["failed"] < 60
     assert elevate.received == []
     dynamo.statement_errors = lambda statements: {}
-    assert sweep(ending).delivered == 60
+    assert sweep(service).counts["delivered"] == 60
 
 
 def test_what_was_written_before_the_registry_went_away_is_not_forgotten(
-    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, settings: Settings
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock, settings: Settings
 ) -> None:
-    tracked(ending, clock, 12)
+    tracked(service, clock, 12)
     clock.turn(settings.session_limit + 1800)
-    registry, now = ending.registry, int(clock.now)
+    registry, now = service.registry, int(clock.now)
     rows = [row for shard in ALL_SHARDS for row in registry.due(shard, now).rows]
 
     def throttle(statements: Any) -> dict[int, str]:
@@ -361,38 +343,19 @@ def test_what_was_written_before_the_registry_went_away_is_not_forgotten(
     assert (written.done, written.failed) == (rows[1:], ["ThrottlingException"])
 
 
-def test_a_connection_that_fails_once_is_tried_again(
-    settings: Settings, aws: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Refused, or not answered in time, before anything was sent: botocore has names of its own."""
-    registry = Registry(settings, DynamoDB(1))
-    http, tries = registry._client._http, []
-    send = http.send
-
-    def refuse(request: Any) -> Any:
-        tries.append(request)
-        if len(tries) == 1:
-            raise ConnectTimeoutError(endpoint_url=aws)
-        return send(request)
-
-    monkeypatch.setattr(http, "send", refuse)
-    assert registry.track(Activity(new_session(), int(time.time())))
-    assert len(tries) == 2
-
-
 def test_a_list_of_tracks_for_which_there_is_no_time_comes_again(
-    ending: Ending, clock: Clock
+    service: Service, clock: Clock
 ) -> None:
     activities = [Activity(new_session(), int(clock.now)) for _ in range(3)]
     activities.append(activities[0])
-    assert ending.track_all(activities, "event", time.monotonic()) == ["lost"] * 4
-    assert ending.track_all(activities, "event", time.monotonic() + 60) == ["tracked"] * 4
+    assert service.ending.track_all(activities, time.monotonic()) == ["lost"] * 4
+    assert service.ending.track_all(activities, time.monotonic() + 60) == ["tracked"] * 4
 
 
 def test_a_batch_that_fails_as_a_whole_leaves_its_rows_due(
-    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
 ) -> None:
-    tracked(ending, clock, 5)
+    tracked(service, clock, 5)
     clock.turn(1800)
 
     def drop(operation: str) -> None:
@@ -400,14 +363,18 @@ def test_a_batch_that_fails_as_a_whole_leaves_its_rows_due(
             raise Drop
 
     dynamo.before = drop
-    report = sweep(ending)
-    assert (report.delivered, report.failed, report.stopped) == (0, 5, "registry")
+    report = sweep(service)
+    assert (report.counts["delivered"], report.counts["failed"], report.stopped) == (
+        0,
+        5,
+        "registry",
+    )
     dynamo.before = lambda operation: None
-    assert sweep(ending).delivered == 5
+    assert sweep(service).counts["delivered"] == 5
 
 
 def test_a_lost_answer_to_a_claim_does_not_lose_the_claim(
-    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
 ) -> None:
     lose = iter([True])
 
@@ -417,13 +384,13 @@ def test_a_lost_answer_to_a_claim_does_not_lose_the_claim(
 
     dynamo.after = drop
     session = new_session()
-    assert ending.end(session, int(clock.now), "api", "").result == "delivered"
+    assert service.ending.end(session, int(clock.now), "api").result == "delivered"
     assert elevate.keys() == [session.session_key]
     assert dynamo.calls[:2] == ["UpdateItem", "UpdateItem"]
 
 
 def test_a_lost_answer_to_a_settlement_changes_nothing(
-    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
 ) -> None:
     lose = iter([False, True])
 
@@ -433,17 +400,17 @@ def test_a_lost_answer_to_a_settlement_changes_nothing(
 
     dynamo.after = drop
     session = new_session()
-    assert ending.end(session, int(clock.now), "api", "").result == "delivered"
-    (status,) = ending.status(session.session_key)
+    assert service.ending.end(session, int(clock.now), "api").result == "delivered"
+    (status,) = service.ending.status(session.session_key)
     assert status.state == "ended"
 
 
 def test_a_registry_that_fails_while_tracking_is_told_to_the_caller(
-    ending: Ending, dynamo: FaultyDynamoDB, clock: Clock
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock
 ) -> None:
     dynamo.throttles = 1000
     with pytest.raises(RegistryUnavailable, match="ThrottlingException"):
-        tracked(ending, clock, 1)
+        tracked(service, clock, 1)
 
 
 # -- Lambda ------------------------------------------------------------------------------------
@@ -525,13 +492,13 @@ def test_a_function_killed_between_two_steps(
     assert processes[0].wait(30) == -signal.SIGKILL
     assert len(elevate.received) == sent
     later = Clock(time.time())
-    survivor = Ending(settings, Registry(settings, clock=later), Elevate(settings), clock=later)
+    survivor = service_of(settings, later)
     sweep(survivor)
     assert len(elevate.received) == sent, "the lease still holds"
     later.turn(LEASE_SECONDS + 1)
     sweep(survivor)
     assert len(elevate.received) == sent_in_all
-    assert {status.state for status in survivor.status(KEY)} <= {"ended"}
+    assert {status.state for status in survivor.ending.status(KEY)} <= {"ended"}
 
 
 def test_a_sweep_that_is_killed_in_the_middle_loses_nothing(
@@ -539,10 +506,10 @@ def test_a_sweep_that_is_killed_in_the_middle_loses_nothing(
 ) -> None:
     """What was sent twice is at most what was under way: a batch of 25 in each thread."""
     now = Clock(time.time())
-    survivor = Ending(settings, Registry(settings, clock=now), Elevate(settings), clock=now)
+    survivor = service_of(settings, now)
     sessions = [new_session() for _ in range(200)]
     for session in sessions:
-        survivor.track(Activity(session, int(now.now) - settings.idle - 1))
+        survivor.ending.track(Activity(session, int(now.now) - settings.idle - 1))
     processes: list[Any] = []
     kill_at("BatchExecuteStatement", False, dynamo, lambda: processes[0], nth=40)
     processes.append(victim("sweep"))

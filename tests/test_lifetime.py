@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.lifetime import DAY, HOUR, MINUTE, deadline, elevate4_ends_at
+from sessions.dialects import STOREFRONT_V3
+from sessions.ending import is_past
+from sessions.lifetime import DAY, HOUR, MINUTE, elevate4_ends_at
+from sessions.session import Row, Session
 from sessions.settings import Settings
 
 MOMENTS = st.integers(min_value=0, max_value=4_000_000_000)
@@ -75,15 +78,20 @@ def settings(**changes: object) -> Settings:
     return Settings("table", "bus", "http://localhost", **changes)  # type: ignore[arg-type]
 
 
-def test_the_deadline_of_elevate_3_is_the_configured_limit_after_the_last_activity() -> None:
+def row(active_at: int, interactive: bool | None) -> Row:
+    return Row(Session("UK", "session"), 0, active_at, interactive=interactive)
+
+
+def test_elevate_3_has_ended_a_session_the_configured_limit_after_the_last_activity() -> None:
     elevate3 = settings(session_limit=60 * MINUTE, idle=10 * MINUTE)
-    assert deadline(at("13:00"), False, elevate3) == at("14:01")
+    quiet = row(at("13:00"), False)
+    assert not is_past(quiet, at("14:01") - 1, elevate3)
+    assert is_past(quiet, at("14:01"), elevate3)
 
 
 @given(MOMENTS)
 def test_an_unknown_interactivity_counts_as_seen(active_at: int) -> None:
-    elevate4 = settings(dialect="storefront-v3")
-    assert deadline(active_at, None, elevate4) == deadline(active_at, True, elevate4)
+    assert elevate4_ends_at(active_at, None) == elevate4_ends_at(active_at, True)
 
 
 @given(MOMENTS, st.integers(min_value=0, max_value=60), st.booleans())
@@ -91,6 +99,6 @@ def test_the_deadline_holds_for_activity_within_the_slack(
     active_at: int, unnoted: int, interactive: bool
 ) -> None:
     """A row may be older than the last activity by the slack; Elevate counts the activity."""
-    elevate4 = settings(dialect="storefront-v3")
+    elevate4 = settings(dialect=STOREFRONT_V3)
     actual_end = elevate4_ends_at(active_at + unnoted, interactive=interactive)
-    assert deadline(active_at, interactive, elevate4) >= actual_end
+    assert not is_past(row(active_at, interactive), actual_end - 1, elevate4)

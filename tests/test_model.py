@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from emulated import Clock
+from endings import Service
 from in_process_dynamodb import InProcessDynamoDB
 from registry_table import create_table
-from sessions.elevate import Breaker, Elevate, Outcome
+from sessions.elevate import Elevate
 from sessions.ending import Ending
-from sessions.registry import Registry, RegistryUnavailable
-from sessions.session import Activity, Session
+from sessions.registry import Registry
+from sessions.session import Activity, Outcome, RegistryUnavailable, Session
 from sessions.settings import Settings
 from sessions.sweeping import ALL_SHARDS, Sweeper
 from sessions.telemetry import Telemetry
@@ -40,12 +41,6 @@ ANSWERS = {
 
 class Crash(BaseException):
     """The process is killed here."""
-
-
-class Quiet(Telemetry):
-    """Write nothing: the model makes many thousand notifications."""
-
-    def _print(self, text: str) -> None: ...
 
 
 class Troubled:
@@ -84,7 +79,9 @@ class ModelElevate(Elevate):
 
     def __init__(self, model: "Sessions") -> None:
         self._model = model
-        self.breaker = Breaker()
+
+    def is_held_back(self, market: str) -> bool:
+        return False
 
     def notify(self, session: Session) -> Outcome:
         return self._model.notified(session)
@@ -129,7 +126,7 @@ class Sessions(RuleBasedStateMachine):
         # What of that a process could know: the tracks before its last call, which is its claim.
         self.known: dict[str, float] = {}
 
-    def run(self, trouble: list[str], use: Callable[[Ending], object]) -> None:
+    def run(self, trouble: list[str], use: Callable[[Service], object]) -> None:
         """Run one process until it is done, or killed."""
         outer = self.trouble, self.blind, self.known
         self.trouble, self.blind = iter(trouble), False
@@ -137,10 +134,11 @@ class Sessions(RuleBasedStateMachine):
             # A settle that is lost may cost one notification more.
             for session in self.sessions:
                 self.excused[session.session_key] += 1
-        registry = Registry(self.settings, Troubled(self), self.clock)
-        ending = Ending(self.settings, registry, ModelElevate(self), Quiet(), self.clock)
+        registry, elevate = Registry(self.settings, Troubled(self), self.clock), ModelElevate(self)
+        # It makes many thousand notifications: no lines.
+        parts = (self.settings, registry, elevate, Telemetry("CRITICAL"), self.clock)
         with suppress(Crash, RegistryUnavailable):
-            use(ending)
+            use(Service(registry, elevate, Ending(*parts), Sweeper(*parts)))
         self.trouble, self.blind, self.known = outer
 
     def another_process_acts(self) -> None:
@@ -176,8 +174,8 @@ class Sessions(RuleBasedStateMachine):
     def track(self, number: int, trouble: list[str], interactive: bool | None) -> None:
         session = self.sessions[number]
 
-        def use(ending: Ending) -> None:
-            if ending.track(Activity(session, int(self.clock.now), interactive)):
+        def use(service: Service) -> None:
+            if service.ending.track(Activity(session, int(self.clock.now), interactive)):
                 assert session.session_key not in self.kept, "a sign-out is taken back"
                 self.accepted.add(session.session_key)
                 self.tracked_at[session.session_key] = self.clock.now
@@ -189,8 +187,8 @@ class Sessions(RuleBasedStateMachine):
         session = self.sessions[number]
         self.asked.add(session.session_key)
 
-        def use(ending: Ending) -> None:
-            result = ending.end(session, int(self.clock.now) - late, "api", "").result
+        def use(service: Service) -> None:
+            result = service.ending.end(session, int(self.clock.now) - late, "api").result
             if result in ("delivered", "kept", "over", "rejected") and not any(trouble):
                 self.accepted.add(session.session_key)
             if result == "kept" and not any(trouble):
@@ -200,11 +198,11 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(trouble=TROUBLE)
     def sweep(self, trouble: list[str]) -> None:
-        self.run(trouble, lambda ending: Sweeper(ending).sweep([0], FOREVER, ""))
+        self.run(trouble, lambda service: service.sweeper.sweep([0], FOREVER))
 
     @rule(trouble=TROUBLE)
     def retry_rejected(self, trouble: list[str]) -> None:
-        self.run(trouble, lambda ending: Sweeper(ending).retry_rejected(None, [0], FOREVER, ""))
+        self.run(trouble, lambda service: service.sweeper.retry_rejected(None, [0], FOREVER))
 
     @rule(minutes=st.sampled_from(MINUTES))
     def time_passes(self, minutes: float) -> None:
@@ -261,10 +259,10 @@ class Sessions(RuleBasedStateMachine):
     def teardown(self) -> None:
         """In the end Elevate is well, and time passes: then nothing may be left."""
         self.answer, self.dies, self.others = "delivered", "", []
-        self.run([], lambda ending: Sweeper(ending).retry_rejected(None, ALL_SHARDS, FOREVER, ""))
+        self.run([], lambda service: service.sweeper.retry_rejected(None, ALL_SHARDS, FOREVER))
         for _ in range(6):
             self.clock.turn(3 * IDLE)
-            self.run([], lambda ending: Sweeper(ending).sweep(ALL_SHARDS, FOREVER, ""))
+            self.run([], lambda service: service.sweeper.sweep(ALL_SHARDS, FOREVER))
         states = {row["sessionKey"]["S"]: row["state"]["S"] for row in self.rows()}
         assert self.accepted <= set(states), "an accepted session was forgotten"
         assert set(states.values()) <= {"ended", "expired"}

@@ -10,8 +10,6 @@ from handler import application as shared
 from handler import end
 from handler.application import Application
 from handlers import Context, forget, sample
-from sessions.aws import DynamoDB
-from sessions.registry import Registry
 
 KEYS = {
     "market": "UK",
@@ -147,8 +145,7 @@ def test_503_when_nobody_can_take_it(
 ) -> None:
     elevate.statuses = [503]
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    registry = Registry(application.settings, DynamoDB(1))
-    monkeypatch.setattr(application.ending, "registry", registry)
+    forget()
     answer = call("web-v2")
     assert answer["statusCode"] == 503
     assert int(answer["headers"]["Retry-After"]) >= 1

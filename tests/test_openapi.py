@@ -13,14 +13,13 @@ from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
 
 from local.interface import BY_DEFAULT, interface, main, page
-from sessions.session import Validator, session_schema
-from sessions.settings import Dialect
+from sessions.dialects import DIALECTS
+from sessions.schemas import Validator, session_schema
 
 ROOT = Path(__file__).parent.parent
 API: dict[str, Any] = interface()
 SCHEMAS: dict[str, Any] = API["components"]["schemas"]
 METHODS = {"get", "put", "post"}
-DIALECTS: tuple[Dialect, ...] = ("web-v2", "storefront-v3")
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -116,7 +115,7 @@ def test_the_functions_schemas_equal_it(name: str, activity: bool) -> None:
     said = SCHEMAS[name]
     enforced = [
         session_schema(dialect, (), key_in_body=not activity, activity=activity)
-        for dialect in DIALECTS
+        for dialect in DIALECTS.values()
     ]
     contexts: set[str] = set()
     for schema in enforced:
@@ -141,7 +140,7 @@ def test_each_request_has_an_example_that_is_accepted() -> None:
         if "requestBody" in operation:
             content = operation["requestBody"]["content"]["application/json"]
             keyed = "{" not in path
-            for dialect in DIALECTS:
+            for dialect in DIALECTS.values():
                 schema = session_schema(dialect, (), key_in_body=keyed, activity=not keyed)
                 Validator(schema)(content["example"])
 
@@ -190,7 +189,7 @@ def test_the_gateways_own_answers_are_problems_whatever_their_type() -> None:
 
 def test_every_problem_is_described() -> None:
     code = "".join(path.read_text() for path in (ROOT / "src" / "handler").glob("*.py"))
-    used = set(re.findall(r'(?:HTTPStatus\.[A-Z_]+,\s+|kind: )"([a-z-]+)"', code))
+    used = set(re.findall(r'(?:HTTPStatus\.[A-Z_]+, |status, |kind: str = )"([a-z-]+)"', code))
     kinds = {kind.rsplit(":", 1)[1] for kind in SCHEMAS["Problem"]["properties"]["type"]["enum"]}
     assert used | {"gateway"} == kinds
     for kind in kinds:

@@ -11,10 +11,10 @@ from emulated import FakeElevate
 from faulty_dynamodb import FaultyDynamoDB, faulty_dynamodb
 from handler import application as shared
 from handler import end, sweep, track
-from handler.bus import InvalidEvent
+from handler.events import InvalidEvent
 from handlers import Context, forget, sample, with_body
 from registry_table import template
-from sessions.aws import DynamoDB
+from sessions import aws as aws_clients
 from sessions.registry import Registry
 from sessions.session import Activity, Session
 
@@ -53,7 +53,7 @@ def allowed(role: str) -> set[tuple[str, str]]:
 @pytest.fixture
 def others(application: shared.Application) -> Registry:
     """Return the registry by another way than the one that is listened to."""
-    return Registry(application.settings, DynamoDB(1))
+    return Registry(application.settings, aws_clients.client("dynamodb"))
 
 
 @pytest.fixture

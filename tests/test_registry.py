@@ -7,20 +7,19 @@ from typing import Any
 import pytest
 
 from emulated import Clock
-from sessions.registry import (
-    BATCH,
-    PAGE,
+from sessions.registry import BATCH, PAGE, Registry, Written
+from sessions.session import (
+    LEASE_SECONDS,
+    MAX_SHARDS,
+    Activity,
     Claim,
-    Registry,
     Row,
+    Session,
     Settlement,
     UnreadableRow,
-    Written,
-    parked,
-    shard_of,
 )
-from sessions.session import Activity, Session
-from sessions.settings import LEASE_SECONDS, MAX_SHARDS, Settings
+from sessions.settings import Settings
+from sessions.statements import parked, shard_of
 
 IDLE = 30 * 60
 

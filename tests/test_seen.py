@@ -14,14 +14,13 @@ import pytest
 
 from alarms import ALARMS, fires, needed
 from emulated import FakeElevate
+from faulty_dynamodb import Drop, FaultyDynamoDB, faulty_dynamodb
 from handler import application as shared
 from handler import end, sweep, track
 from handler.application import Application
-from handler.bus import EventFailed, InvalidEvent, NotKept
+from handler.events import EventFailed, InvalidEvent, NotKept
 from handlers import Context, forget, sample
 from registry_table import template
-from sessions.aws import DynamoDB
-from sessions.registry import Registry
 from sessions.session import Activity, Session
 from sessions.telemetry import Telemetry, hashed
 
@@ -59,8 +58,11 @@ def names(cell: str) -> set[str]:
 class World:
     """A deployed application as its callers see it; remembers each key and each answer."""
 
-    def __init__(self, application: Application, elevate: FakeElevate) -> None:
+    def __init__(
+        self, application: Application, elevate: FakeElevate, dynamo: FaultyDynamoDB
+    ) -> None:
         self.application = application
+        self.dynamo = dynamo
         self.elevate = elevate
         self.keys: list[str] = []
         self.answers: list[str] = []
@@ -99,19 +101,28 @@ class World:
         sweep.handle(sample("scheduled_sweep"), Context(seconds))
 
     def held_back(self) -> None:
+        self.elevate.before_answer = lambda: time.sleep(0.3)  # longer than the read time-out
         for _ in range(3):
-            self.application.ending.elevate.breaker.timed_out()
+            self.end()
+        self.elevate.before_answer = lambda: None
+        self.end()
 
-    def without_registry(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        with monkeypatch.context() as patch:
-            patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-            registry = Registry(self.application.settings, DynamoDB(1))
-        monkeypatch.setattr(self.application.ending, "registry", registry)
+    def without_registry(self) -> None:
+        def drop(operation: str) -> None:
+            raise Drop
+
+        self.dynamo.before = drop
 
 
 @pytest.fixture
-def world(application: Application, elevate: FakeElevate) -> World:
-    return World(application, elevate)
+def world(
+    application: Application, elevate: FakeElevate, aws: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    with faulty_dynamodb(aws) as dynamo:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", dynamo.url)
+        monkeypatch.setenv("ELEVATE_READ_TIMEOUT", "0.25")
+        forget()
+        yield World(shared.application(), elevate, dynamo)
 
 
 @pytest.fixture
@@ -125,7 +136,7 @@ def all_that_happens(
     """Go every path, the happy and the sad."""
     taken: dict[str, Any] = {"FailedEntryCount": 0}
     monkeypatch.setattr(
-        "handler.bus._events", lambda: type("Bus", (), {"put_events": lambda *_, **__: taken})
+        "handler.events.bus", lambda: type("Bus", (), {"put_events": lambda *_, **__: taken})
     )
     world.end()
     world.due(3)
@@ -178,12 +189,11 @@ def all_that_happens(
         raise ValueError(f"{secret} in {quote(secret)}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(world.application.ending.elevate, "notify", crash)
+        patch.setattr(world.application.elevate, "notify", crash)
         world.end()
         world.event(end, "session_ended", world.session())
     world.held_back()
-    world.end()
-    world.without_registry(monkeypatch)
+    world.without_registry()
     world.end()
     world.event(track, "session_active", world.session())
     return world
@@ -235,17 +245,18 @@ def test_levels_say_who_must_act(all_that_happens: World, log: Log) -> None:
 
 
 def test_the_log_level_is_the_one_that_was_set_whatever_lambda_sets(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], log: Log
 ) -> None:
     """Where logs are JSON, Lambda sets AWS_LAMBDA_LOG_LEVEL itself."""
     monkeypatch.setenv("AWS_LAMBDA_LOG_LEVEL", "INFO")
     telemetry = Telemetry("ERROR")
-    telemetry.refused([], "api", "")
+    telemetry.refused([], "api")
     telemetry.count("Invalid", 0)
-    telemetry.crashed(ValueError(), "")
-    telemetry.flush("api")
-    written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line.get("message", "metrics") for line in written] == ["crashed", "metrics"]
+    telemetry.crashed(ValueError())
+    telemetry.flush()
+    assert [line["message"] for line in log()] == ["crashed"]
+    (metrics,) = capsys.readouterr().out.splitlines()
+    assert json.loads(metrics)["Invalid"] == [1.0]
 
 
 def test_a_correlation_id_goes_from_call_event_tick_and_hand_over_to_the_notification(
@@ -308,7 +319,7 @@ def test_keys_of_free_text_are_not_readable_either(
 ) -> None:
     monkeypatch.setenv("ELEVATE_API", "storefront-v3")
     forget()
-    world = FreeText(shared.application(), elevate)
+    world = FreeText(shared.application(), elevate, FaultyDynamoDB(""))
     for status in (204, 400, 503):
         elevate.statuses = [status]
         world.end()
@@ -347,8 +358,7 @@ def test_every_metric_is_documented_and_every_documented_one_is_written(
     for blob in blobs:
         (written,) = blob["_aws"]["CloudWatchMetrics"]
         assert written["Namespace"] == "ElevateSessions"
-        assert sorted(written["Dimensions"]) == [["service"], ["service", "source"]]
-        assert blob["source"] in ("api", "event", "sweep")
+        assert written["Dimensions"] == [["service"]]
 
 
 def test_each_latency_of_a_large_sweep_is_written_once(
@@ -377,32 +387,26 @@ def points(alarm: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> list[fl
     return found
 
 
-def down(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def down(world: World) -> None:
     world.elevate.statuses = [503]
     world.due()
     world.sweep()
 
 
-def late(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def late(world: World) -> None:
     world.due(silent_for=3600)
     world.sweep()
 
 
-def rejecting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def rejecting(world: World) -> None:
     world.elevate.statuses = [400]
     world.end()
 
 
-def unclaimable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def unclaimable(world: World) -> None:
     world.due()
-    refused = {"Error": {"Code": "AccessDenied"}}
-
-    def refuse(*_: Any, Statements: list[Any]) -> dict[str, Any]:
-        return {"Responses": [refused for _ in Statements]}
-
     # The call is taken, each of its statements is not.
-    client = world.application.ending.registry._client
-    monkeypatch.setattr(client, "batch_execute_statement", refuse)
+    world.dynamo.statement_errors = lambda batch: dict.fromkeys(range(len(batch)), "AccessDenied")
     world.sweep()
 
 
@@ -427,7 +431,7 @@ def test_an_alarm_fires_on_its_fault_and_is_silent_when_all_is_well(
     capsys.readouterr()
     world.sweep()
     well = points(alarm, capsys)
-    FAULTS[name](world, monkeypatch)
+    FAULTS[name](world)
     ill = points(alarm, capsys)
     count = needed(alarm)
     assert not fires(alarm, [well] * count)
@@ -441,7 +445,7 @@ def test_an_outage_that_one_session_waits_out_is_an_alarm(
 ) -> None:
     """A small shop sends nothing between the retries of its one session."""
     alarm = ALARMS["UnavailableAlarm"]
-    down(world, monkeypatch)
+    down(world)
     ill = points(alarm, capsys)
     assert fires(alarm, [ill, [], ill, *[[]] * 3, ill, *[[]] * 7, ill, *[[]] * 14, ill])
     assert not fires(alarm, [ill, ill, *[[]] * 30, ill, ill, ill])
@@ -451,7 +455,7 @@ def test_no_sweep_for_five_minutes_is_an_alarm(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sweep that cannot look writes no lag; neither does one that does not run."""
-    world.without_registry(monkeypatch)
+    world.without_registry()
     world.sweep()
     alarm = ALARMS["SweepLagAlarm"]
     assert fires(alarm, [points(alarm, capsys)] * 5)

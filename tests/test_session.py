@@ -7,22 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.session import (
-    FieldError,
-    InvalidPayload,
-    Session,
-    Validator,
-    session_from,
-    session_schema,
-)
+from sessions.dialects import STOREFRONT_V3, WEB_V2
+from sessions.schemas import Validator, session_schema
+from sessions.session import FieldError, InvalidPayload, Session, session_from
 
 CUSTOMER = "d9528030-509c-4e0f-b585-7168f1e9feca"
 SESSION = "b106299c-eac0-4f6f-96d2-93e57c255784"
 VALID = {"market": "UK", "customerKey": CUSTOMER, "sessionKey": SESSION}
 
-web_v2 = Validator(session_schema("web-v2", ()))
-storefront = Validator(session_schema("storefront-v3", ()))
-activity = Validator(session_schema("web-v2", ("UK", "SE"), key_in_body=False, activity=True))
+web_v2 = Validator(session_schema(WEB_V2, ()))
+storefront = Validator(session_schema(STOREFRONT_V3, ()))
+activity = Validator(session_schema(WEB_V2, ("UK", "SE"), key_in_body=False, activity=True))
 
 
 def errors_of(validator: Validator, payload: Any) -> list[FieldError] | None:

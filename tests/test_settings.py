@@ -2,7 +2,9 @@
 
 import pytest
 
-from sessions.settings import MAX_SHARDS, InvalidSettings, Settings
+from sessions.dialects import WEB_V2
+from sessions.session import MAX_SHARDS
+from sessions.settings import InvalidSettings, Settings
 
 MINIMAL = {"TABLE_NAME": "table", "ELEVATE_CLUSTER_ID": "w1a2b3c4d"}
 
@@ -10,7 +12,7 @@ MINIMAL = {"TABLE_NAME": "table", "ELEVATE_CLUSTER_ID": "w1a2b3c4d"}
 def test_a_cluster_id_and_a_table_are_enough() -> None:
     settings = Settings.read(MINIMAL)
     assert settings.elevate_url == "https://w1a2b3c4d.api.esales.apptus.cloud"
-    assert (settings.dialect, settings.idle, settings.shards) == ("web-v2", 1800, 8)
+    assert (settings.dialect, settings.idle, settings.shards) == (WEB_V2, 1800, 8)
     assert (settings.connect_timeout, settings.read_timeout) == (1.0, 3.0)
     assert settings.markets == ()
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from emulated import FakeElevate
 from handler import application as shared
 from handler import end, sweep, track
-from handler.bus import InvalidEvent
+from handler.events import InvalidEvent
 from handlers import Context, sample
 from local.interface import interface
 
@@ -158,8 +158,8 @@ def test_what_is_no_event_is_refused_as_one(
     application: shared.Application,
     handle: Callable[[Any, Any], Any],
     event: Any,
-    capsys: pytest.CaptureFixture[str],
+    log: Callable[[], list[dict[str, Any]]],
 ) -> None:
     with pytest.raises(InvalidEvent):
         handle(event, Context())
-    assert '"message":"refused"' in capsys.readouterr().out
+    assert [line["message"] for line in log()] == ["refused"]

@@ -10,11 +10,10 @@ import pytest
 from emulated import FakeElevate
 from handler import sweep
 from handler.application import Application
-from handler.bus import InvalidEvent
+from handler.events import InvalidEvent
 from handlers import Context, sample
-from sessions.registry import shard_of
-from sessions.session import Activity, Session
-from sessions.settings import MAX_SHARDS
+from sessions.session import MAX_SHARDS, Activity, Session
+from sessions.statements import shard_of
 
 
 def quiet(application: Application, count: int) -> list[str]:
@@ -43,7 +42,7 @@ def put(application: Application, monkeypatch: pytest.MonkeyPatch) -> list[dict[
             found.extend(Entries)
             return {"FailedEntryCount": 0}
 
-    monkeypatch.setattr("handler.bus._events", Bus)
+    monkeypatch.setattr("handler.events.bus", Bus)
     return found
 
 

@@ -11,68 +11,78 @@ from typing import Any
 import pytest
 
 from emulated import Clock, FakeElevate
-from endings import FOREVER, IDLE, end, new_session, state, sweep, tracked
-from sessions.elevate import Outcome
-from sessions.ending import BACKOFF_LIMIT, SETTLE_RESERVE, Ending
+from endings import FOREVER, IDLE, Service, end, new_session, state, sweep, tracked
+from sessions.dialects import STOREFRONT_V3
+from sessions.ending import BACKOFF_LIMIT
 from sessions.lifetime import HOUR, MINUTE
-from sessions.registry import BATCH, shard_of
-from sessions.session import Activity, Session
+from sessions.registry import BATCH
+from sessions.session import Activity, Outcome, Session
 from sessions.settings import Settings
-from sessions.sweeping import ALL_SHARDS, Pacer, Sweep, Sweeper, _DueRows
+from sessions.statements import shard_of
+from sessions.sweeping import ALL_SHARDS, SETTLE_RESERVE, Pacer
 
 type Log = Callable[[], list[dict[str, Any]]]
 
 
 def test_quiet_sessions_are_ended_and_live_ones_are_not(
-    ending: Ending, clock: Clock, elevate: FakeElevate
+    service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
-    quiet = tracked(ending, clock, 70)
+    quiet = tracked(service, clock, 70)
     clock.turn(IDLE)
-    tracked(ending, clock, 5)
-    report = sweep(ending)
-    assert (report.due, report.claimed, report.delivered, report.stopped) == (70, 70, 70, "")
+    tracked(service, clock, 5)
+    report = sweep(service)
+    assert (
+        report.counts["due"],
+        report.counts["claimed"],
+        report.counts["delivered"],
+        report.stopped,
+    ) == (70, 70, 70, "")
     assert sorted(elevate.keys()) == sorted(s.session_key for s in quiet)
-    assert sweep(ending).due == 0
+    assert sweep(service).counts["due"] == 0
 
 
-def test_a_sweep_tells_the_age_of_the_oldest(ending: Ending, clock: Clock) -> None:
-    tracked(ending, clock, 1)
+def test_a_sweep_tells_the_age_of_the_oldest(service: Service, clock: Clock) -> None:
+    tracked(service, clock, 1)
     clock.turn(100)
-    tracked(ending, clock, 1)
+    tracked(service, clock, 1)
     clock.turn(IDLE)
-    assert sweep(ending).oldest == 100
+    assert sweep(service).oldest == 100
 
 
 def test_a_sweep_that_finds_elevate_down_stops_after_its_first_batch(
-    ending: Ending, clock: Clock, elevate: FakeElevate, settings: Settings
+    service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
 ) -> None:
-    sessions = tracked(ending, clock, 4 * BATCH)
+    sessions = tracked(service, clock, 4 * BATCH)
     clock.turn(IDLE)
     elevate.statuses = [503]
-    report = sweep(ending)
-    assert (report.unavailable, report.stopped, report.left) == (BATCH, "elevate", [])
+    report = sweep(service)
+    assert (report.counts["retried"], report.stopped, report.left) == (BATCH, "elevate", [])
     assert len(elevate.received) == BATCH
     elevate.statuses = [204]
     clock.turn(2 * settings.retry_base)
-    assert sweep(ending).delivered == len(sessions)
+    assert sweep(service).counts["delivered"] == len(sessions)
 
 
 def test_a_single_failure_does_not_stop_a_sweep(
-    ending: Ending, clock: Clock, elevate: FakeElevate
+    service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
-    tracked(ending, clock, 3 * BATCH)
+    tracked(service, clock, 3 * BATCH)
     clock.turn(IDLE)
     elevate.statuses = [503, 400, 204]
-    report = sweep(ending)
-    assert (report.unavailable, report.rejected, report.delivered) == (1, 1, 3 * BATCH - 2)
+    report = sweep(service)
+    assert (report.counts["retried"], report.counts["rejected"], report.counts["delivered"]) == (
+        1,
+        1,
+        3 * BATCH - 2,
+    )
 
 
 def test_an_answer_lets_no_more_than_two_more_sessions_go(
-    settings: Settings, make: Callable[[Settings], Ending], clock: Clock, elevate: FakeElevate
+    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
     """Slow start: one batch at first, however many threads there are."""
-    ending = make(replace(settings, concurrency=8 * BATCH))
-    tracked(ending, clock, 8 * BATCH)
+    service = make(replace(settings, concurrency=8 * BATCH))
+    tracked(service, clock, 8 * BATCH)
     clock.turn(IDLE)
     changed = threading.Condition()
     arrived, answered, too_many = 0, 0, 0
@@ -87,25 +97,25 @@ def test_an_answer_lets_no_more_than_two_more_sessions_go(
             answered += 1
 
     elevate.before_answer = before_answer
-    assert sweep(ending).delivered == 8 * BATCH
+    assert sweep(service).counts["delivered"] == 8 * BATCH
     assert not too_many
 
 
 def test_out_of_time_a_sweep_sends_nothing_and_names_what_is_left(
-    ending: Ending, clock: Clock, elevate: FakeElevate
+    service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
-    shards = {shard_of(s.session_key, 8) for s in tracked(ending, clock, 40)}
+    shards = {shard_of(s.session_key, 8) for s in tracked(service, clock, 40)}
     clock.turn(IDLE)
-    report = sweep(ending, until=time.monotonic() + 1)
+    report = sweep(service, until=time.monotonic() + 1)
     assert (report.stopped, elevate.received) == ("time", [])
     assert set(report.left) == shards
-    rest = Sweeper(ending).sweep(report.left, FOREVER, "hand-over")
-    assert rest.delivered == 40
+    rest = service.sweeper.sweep(report.left, FOREVER)
+    assert rest.counts["delivered"] == 40
 
 
 def test_two_sweeps_at_once_send_each_session_once(
     settings: Settings,
-    make: Callable[[Settings], Ending],
+    make: Callable[[Settings], Service],
     clock: Clock,
     elevate: FakeElevate,
 ) -> None:
@@ -114,89 +124,89 @@ def test_two_sweeps_at_once_send_each_session_once(
     clock.turn(IDLE)
     with ThreadPoolExecutor() as threads:
         reports = list(threads.map(sweep, several))
-    assert sum(report.delivered for report in reports) == len(sessions)
+    assert sum(report.counts["delivered"] for report in reports) == len(sessions)
     assert sorted(elevate.keys()) == sorted(s.session_key for s in sessions)
 
 
 def test_a_session_past_its_deadline_expires_without_a_call(
     settings: Settings,
-    make: Callable[[Settings], Ending],
+    make: Callable[[Settings], Service],
     clock: Clock,
     elevate: FakeElevate,
     log: Log,
 ) -> None:
     """Elevate 4 has ended a session of 20 silent minutes without a click; one with it, not yet."""
-    elevate4 = make(replace(settings, dialect="storefront-v3", idle=20 * MINUTE))
+    elevate4 = make(replace(settings, dialect=STOREFRONT_V3, idle=20 * MINUTE))
     (passive,) = tracked(elevate4, clock, 1, interactive=False)
     (active,) = tracked(elevate4, clock, 1, interactive=True)
     clock.turn(20 * MINUTE)
     report = sweep(elevate4)
-    assert (report.expired, report.delivered) == (1, 1)
+    assert (report.counts["expired"], report.counts["delivered"]) == (1, 1)
     assert state(elevate4, passive) == "expired"
     assert state(elevate4, active) == "ended"
     assert sorted(line["outcome"] for line in log()) == ["delivered", "expired"]
 
 
 def test_who_asks_for_the_end_of_an_expired_session_has_it_sent(
-    ending: Ending, clock: Clock, elevate: FakeElevate, settings: Settings
+    service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
 ) -> None:
     """That Elevate must have ended it was a guess; the caller knows of a later sign of life."""
-    (session,) = tracked(ending, clock, 1)
+    (session,) = tracked(service, clock, 1)
     clock.turn(settings.session_limit + 2 * MINUTE)
-    assert sweep(ending).expired == 1
-    late = ending.end(session, int(clock.now) - settings.session_limit - 60, "event", "old news")
+    assert sweep(service).counts["expired"] == 1
+    late = service.ending.end(session, int(clock.now) - settings.session_limit - 60, "event")
     assert (late.result, elevate.received) == ("over", [])
-    assert end(ending, session, clock).result == "delivered"
-    assert state(ending, session) == "ended"
-    assert end(ending, session, clock).result == "over"
+    assert end(service, session, clock).result == "delivered"
+    assert state(service, session) == "ended"
+    assert end(service, session, clock).result == "over"
     assert len(elevate.received) == 1
 
 
 def test_retries_end_at_the_deadline(
-    settings: Settings, make: Callable[[Settings], Ending], clock: Clock, elevate: FakeElevate
+    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
     settings = replace(settings, session_limit=2 * HOUR)
-    ending = make(settings)
+    service = make(settings)
     elevate.statuses = [503]
     session = new_session()
-    end(ending, session, clock)
+    end(service, session, clock)
     for _ in range(10):
         clock.turn(BACKOFF_LIMIT)
-        sweep(ending)
-    assert state(ending, session) == "expired"
+        sweep(service)
+    assert state(service, session) == "expired"
     assert len(elevate.received) <= settings.session_limit // BACKOFF_LIMIT + 2
 
 
 def test_rejected_sessions_are_retried_by_market(
-    ending: Ending, clock: Clock, elevate: FakeElevate
+    service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
     elevate.statuses = [400]
     british, swedish = new_session(), replace(new_session(), market="SE")
     for session in (british, swedish):
-        end(ending, session, clock)
+        end(service, session, clock)
     elevate.statuses = [204]
-    assert Sweeper(ending).retry_rejected("SE", ALL_SHARDS, FOREVER, "").claimed == 1
+    assert service.sweeper.retry_rejected("SE", ALL_SHARDS, FOREVER).counts["claimed"] == 1
     clock.turn(MINUTE)
-    assert sweep(ending).delivered == 1
-    assert (state(ending, british), state(ending, swedish)) == ("rejected", "ended")
-    assert Sweeper(ending).retry_rejected(None, ALL_SHARDS, FOREVER, "").claimed == 1
+    assert sweep(service).counts["delivered"] == 1
+    assert (state(service, british), state(service, swedish)) == ("rejected", "ended")
+    assert service.sweeper.retry_rejected(None, ALL_SHARDS, FOREVER).counts["claimed"] == 1
 
 
 @pytest.mark.parametrize(("before", "after"), [(8, 2), (2, 8), (32, 1)])
 def test_another_number_of_shards_loses_nothing(
     settings: Settings,
-    make: Callable[[Settings], Ending],
+    make: Callable[[Settings], Service],
     clock: Clock,
     before: int,
     after: int,
 ) -> None:
     tracked(make(replace(settings, shards=before)), clock, 50)
     clock.turn(IDLE)
-    assert sweep(make(replace(settings, shards=after))).delivered == 50
+    assert sweep(make(replace(settings, shards=after))).counts["delivered"] == 50
 
 
 def test_another_dialect_and_a_shorter_idle_limit_lose_nothing(
-    settings: Settings, make: Callable[[Settings], Ending], clock: Clock, elevate: FakeElevate
+    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
     old = make(settings)
     tracked(old, clock, 5, interactive=True)
@@ -204,8 +214,8 @@ def test_another_dialect_and_a_shorter_idle_limit_lose_nothing(
     end(old, new_session(), clock)
     elevate.statuses = [204]
     clock.turn(IDLE)
-    new = make(replace(settings, dialect="storefront-v3", idle=5 * MINUTE))
-    assert sweep(new).delivered == 6
+    new = make(replace(settings, dialect=STOREFRONT_V3, idle=5 * MINUTE))
+    assert sweep(new).counts["delivered"] == 6
 
 
 def test_a_rate_is_kept_evenly() -> None:
@@ -242,78 +252,78 @@ def test_a_turn_that_comes_too_late_is_not_waited_for_and_not_taken() -> None:
 
 
 def test_a_sweep_keeps_elevates_rate(
-    settings: Settings, make: Callable[[Settings], Ending], clock: Clock, elevate: FakeElevate
+    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
     slow = make(replace(settings, max_rate=50))
     tracked(slow, clock, 40)
     clock.turn(IDLE)
     started = time.monotonic()
-    assert sweep(slow).delivered == 40
+    assert sweep(slow).counts["delivered"] == 40
     assert time.monotonic() - started >= 39 / 50
 
 
 def test_a_slow_rate_does_not_keep_a_sweep_beyond_its_time(
-    settings: Settings, make: Callable[[Settings], Ending], clock: Clock, elevate: FakeElevate
+    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
     """Sixteen threads ask for a turn; whose turn is too late gives its session back."""
     slow = make(replace(settings, max_rate=2, connect_timeout=0.5, read_timeout=0.5))
     tracked(slow, clock, 40)
     clock.turn(IDLE)
-    last_call = 0.5 + 0.5 + SETTLE_RESERVE
+    last_call = 2 * 0.5 + 0.5 + SETTLE_RESERVE
     started = time.monotonic()
     report = sweep(slow, started + last_call + 1.2)
     assert time.monotonic() - started < 2.5
     assert report.stopped == "time"
     assert report.left
-    assert report.delivered == len(elevate.received) <= 4
+    assert report.counts["delivered"] == len(elevate.received) <= 4
     fast = make(settings)
-    assert sweep(fast).delivered == 40 - report.delivered
+    assert sweep(fast).counts["delivered"] == 40 - report.counts["delivered"]
     assert len(set(elevate.keys())) == len(elevate.keys()) == 40
 
 
 def test_a_fault_of_ours_costs_no_other_session_its_settlement(
-    ending: Ending, clock: Clock, elevate: FakeElevate, log: Log
+    service: Service, clock: Clock, elevate: FakeElevate, log: Log
 ) -> None:
-    tracked(ending, clock, 5)
+    tracked(service, clock, 5)
     clock.turn(IDLE)
-    notify, faults = ending.elevate.notify, iter([True])
+    notify, faults = service.elevate.notify, iter([True])
 
     def fault(session: Session) -> Outcome:
         if next(faults, False):
             raise KeyError(session.session_key)
         return notify(session)
 
-    ending.elevate.notify = fault  # type: ignore[method-assign]
-    report = sweep(ending)
-    assert (report.delivered, report.unavailable) == (4, 1)
+    service.elevate.notify = fault  # type: ignore[method-assign]
+    report = sweep(service)
+    assert (report.counts["delivered"], report.counts["retried"]) == (4, 1)
     assert [line["error"] for line in log() if line["message"] == "crashed"] == ["KeyError"]
     clock.turn(BACKOFF_LIMIT)
-    assert sweep(ending).delivered == 1
+    assert sweep(service).counts["delivered"] == 1
     assert len(elevate.keys()) == 5
 
 
 def test_who_waits_for_a_turn_is_not_claimed_long_before(
-    settings: Settings, make: Callable[[Settings], Ending], clock: Clock, elevate: FakeElevate
+    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
     """A visitor who comes back meanwhile stays."""
     slow = make(replace(settings, max_rate=5, connect_timeout=0.5, read_timeout=0.5))
     tracked(slow, clock, 60)
     clock.turn(IDLE)
     report = sweep(slow, time.monotonic() + 1 + SETTLE_RESERVE + 1)
-    assert 0 < report.claimed <= report.delivered + 5
+    assert 0 < report.counts["claimed"] <= report.counts["delivered"] + 5
 
 
-def test_the_shard_that_waits_longest_comes_first(
-    ending: Ending, clock: Clock, settings: Settings
+def test_the_session_that_waits_longest_comes_first_whatever_its_shard(
+    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
+    service = make(replace(settings, concurrency=1))
     sessions: list[Session] = []
     while len({shard_of(s.session_key, settings.shards) for s in sessions}) < settings.shards:
         sessions.append(new_session())
     by_shard = {shard_of(s.session_key, settings.shards): s for s in sessions}
     for shard in reversed(range(settings.shards)):
-        ending.track(Activity(by_shard[shard], int(clock.now)))
+        service.ending.track(Activity(by_shard[shard], int(clock.now)))
         clock.turn(61)
     clock.turn(IDLE)
-    with ThreadPoolExecutor(4) as threads:
-        rows = _DueRows(ending.registry, threads, list(ALL_SHARDS), int(clock.now), Sweep())
-        assert [row.shard for row in rows] == list(reversed(range(settings.shards)))
+    sweep(service)
+    assert elevate.keys() == [by_shard[shard].session_key for shard in reversed(range(8))]

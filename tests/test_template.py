@@ -13,7 +13,8 @@ from samtranslator.translator.translator import Translator
 
 from local.interface import interface
 from registry_table import template
-from sessions.settings import LEASE_SECONDS, MAX_SHARDS, Settings
+from sessions.session import LEASE_SECONDS, MAX_SHARDS
+from sessions.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 RESOURCES: dict[str, Any] = template()["Resources"]

@@ -8,7 +8,7 @@ import pytest
 
 from handler import end, track
 from handler.application import Application
-from handler.bus import InvalidEvent, happened_at
+from handler.events import InvalidEvent, happened_at
 from handlers import Context, moment, sample, with_body
 
 pytestmark = pytest.mark.usefixtures("application")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from emulated import Clock
-from sessions.aws import DynamoDB
-from sessions.registry import Claim, Registry, Settlement
-from sessions.session import Activity, Session
+from sessions import aws as aws_clients
+from sessions.registry import Registry
+from sessions.session import Activity, Claim, Session, Settlement
 from sessions.settings import Settings
 from units import Metered, query_units, size_of, write_units
 
@@ -72,7 +72,7 @@ class Reported:
 def test_single_writes_are_counted_as_the_emulator_counts_them(
     settings: Settings, dynamodb: Any, clock: Clock
 ) -> None:
-    reported = Reported(DynamoDB(1))
+    reported = Reported(aws_clients.client("dynamodb"))
     metered = Metered(reported, dynamodb, settings.table_name)
     registry = Registry(replace(settings, shards=1), metered, clock)
     session = Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
@@ -91,7 +91,7 @@ def test_a_sweep_costs_three_writes_a_session(
         session = Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
         plain.track(Activity(session, int(clock.now)))
     clock.turn(settings.idle)
-    metered = Metered(DynamoDB(1), dynamodb, settings.table_name)
+    metered = Metered(aws_clients.client("dynamodb"), dynamodb, settings.table_name)
     registry = Registry(settings, metered, clock)
     rows = [r for shard in range(settings.shards) for r in registry.due(shard, int(clock())).rows]
     claims = registry.claim_due(rows).done

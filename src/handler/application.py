@@ -4,18 +4,24 @@ import time
 from dataclasses import dataclass
 from functools import cache
 
+from sessions import aws
+from sessions.dialects import Dialect
+from sessions.elevate import Elevate
 from sessions.ending import Ending
-from sessions.session import Validator, key_schema, market_schema, session_schema
-from sessions.settings import Dialect, Settings
+from sessions.registry import Registry
+from sessions.schemas import Validator, market_schema, session_schema
+from sessions.settings import Settings
 from sessions.sweeping import Sweeper
 from sessions.telemetry import Telemetry
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """Settings, use cases and telemetry of this execution environment."""
+    """The parts of this execution environment."""
 
     settings: Settings
+    registry: Registry
+    elevate: Elevate
     ending: Ending
     sweeper: Sweeper
     telemetry: Telemetry
@@ -26,8 +32,16 @@ def application() -> Application:
     """Read the environment and build the application, at the first invocation."""
     settings = Settings.read()
     telemetry = Telemetry(settings.log_level)
-    ending = Ending(settings, telemetry=telemetry)
-    return Application(settings, ending, Sweeper(ending), telemetry)
+    registry, elevate = Registry(settings), Elevate(settings)
+    ending = Ending(settings, registry, elevate, telemetry)
+    sweeper = Sweeper(settings, registry, elevate, telemetry)
+    return Application(settings, registry, elevate, ending, sweeper, telemetry)
+
+
+@cache
+def bus() -> aws.Client:
+    """Return the client that puts events on the stack's own bus."""
+    return aws.client("events")
 
 
 @cache
@@ -48,7 +62,7 @@ def activity_validator(*, key_in_body: bool) -> Validator:
 @cache
 def key_validator() -> Validator:
     """Return the check of the session key in a path."""
-    return Validator(key_schema(application().settings.dialect), "sessionKey")
+    return Validator(application().settings.dialect.key, "sessionKey")
 
 
 @cache

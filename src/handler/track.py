@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
-from handler.api import Answer, Problem, answer, json_body, method, path_key, query, respond
 from handler.application import (
     activity_validator,
     application,
@@ -12,44 +11,37 @@ from handler.application import (
     market_validator,
     now,
 )
-from handler.bus import InvalidEvent, NotKept, consume, happened_at, until_of, valid
-from sessions.registry import Status
-from sessions.session import Activity, FieldError, InvalidPayload, session_from
+from handler.events import consume, demand_all, happened_at, until_of, valid
+from handler.http import Answer, Problem, answer, json_body, method, path_key, query, respond
+from sessions.session import Activity, FieldError, InvalidPayload, Status, session_from
 
 
 def handle(event: Any, context: Any) -> Answer | None:
     """Serve one API call or one event."""
-    if method(event) == "GET":
-        return respond(event, _status)
     if method(event):
-        return respond(event, _track_one)
-    consume(event, context, lambda e, correlation_id: _track_all(e, context, correlation_id))
+        return respond(event, _status if method(event) == "GET" else _track_one)
+    consume(event, context, lambda event: _track_all(event, context))
     return None
 
 
-def _track_one(event: dict[str, Any], request_id: str) -> Answer:
-    payload = json_body(event)
+def _track_one(event: dict[str, Any]) -> Answer:
+    payload, key = json_body(event), path_key(event)
     errors: list[FieldError] = []
-    key = path_key(event)
-    for validator, value in (
-        (key_validator(), key),
-        (activity_validator(key_in_body=False), payload),
-    ):
+    checks = ((key_validator(), key), (activity_validator(key_in_body=False), payload))
+    for validator, value in checks:
         try:
             validator(value)
         except InvalidPayload as invalid:
             errors += invalid.errors
     if errors:
         raise InvalidPayload(errors)
-    activity = _activity(payload | {"sessionKey": key}, now())
-    if application().ending.track(activity):
+    if application().ending.track(_activity(payload | {"sessionKey": key}, now())):
         return answer(HTTPStatus.NO_CONTENT)
-    raise Problem(
-        HTTPStatus.CONFLICT, "session-over", "This session is over; its key must not be reused."
-    )
+    detail = "This session is over; its key must not be reused."
+    raise Problem(HTTPStatus.CONFLICT, "session-over", detail)
 
 
-def _status(event: dict[str, Any], request_id: str) -> Answer:
+def _status(event: dict[str, Any]) -> Answer:
     key, market = path_key(event), query(event, "market")
     key_validator()(key)
     if market is not None:
@@ -60,18 +52,14 @@ def _status(event: dict[str, Any], request_id: str) -> Answer:
     return answer(HTTPStatus.OK, {"sessions": [_shown(state) for state in states]})
 
 
-def _track_all(event: dict[str, Any], context: Any, correlation_id: str) -> None:
-    accepted, refused = valid(event, activity_validator(key_in_body=True), correlation_id)
+def _track_all(event: dict[str, Any], context: Any) -> None:
+    accepted, refused = valid(event, activity_validator(key_in_body=True))
     at = happened_at(event)
-    tracked = application().ending.track_all(
-        [_activity(payload, at) for payload in accepted], correlation_id, until_of(context)
-    )
+    activities = [_activity(payload, at) for payload in accepted]
+    tracked = application().ending.track_all(activities, until_of(context))
     if over := tracked.count("over"):
         application().telemetry.count("TrackedTooLate", over)
-    if lost := tracked.count("lost"):
-        raise NotKept(f"{lost} of {len(tracked)} sessions not tracked")
-    if refused:
-        raise InvalidEvent(f"{refused} of {refused + len(accepted)} sessions are invalid")
+    demand_all("not tracked", tracked.count("lost"), refused, len(tracked))
 
 
 def _activity(payload: dict[str, Any], at: int) -> Activity:
@@ -79,15 +67,12 @@ def _activity(payload: dict[str, Any], at: int) -> Activity:
 
 
 def _shown(status: Status) -> dict[str, Any]:
+    due = datetime.fromtimestamp(status.due_at, UTC) if status.due_at else None
     return {
         "market": status.market,
         "state": status.state,
-        "dueAt": _iso(status.due_at),
+        "dueAt": due.strftime("%Y-%m-%dT%H:%M:%SZ") if due else None,
         "attempts": status.attempts,
         "lastStatus": status.last_status,
         "lastReason": status.last_reason,
     }
-
-
-def _iso(seconds: int | None) -> str | None:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if seconds else None

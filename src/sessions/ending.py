@@ -15,32 +15,28 @@ from dataclasses import dataclass
 from random import SystemRandom
 from typing import Literal
 
-from sessions import lifetime
-from sessions.elevate import Elevate, Outcome
-from sessions.registry import (
+from sessions.elevate import Elevate
+from sessions.registry import Registry
+from sessions.session import (
+    Activity,
     Claim,
-    Registry,
+    Outcome,
     RegistryUnavailable,
     Row,
+    Session,
     Settlement,
+    Source,
     Status,
     UnreadableRow,
 )
-from sessions.session import Activity, Session
 from sessions.settings import Settings
-from sessions.telemetry import Notified, Source, Telemetry
+from sessions.telemetry import Telemetry
 
-# As in elevate.py: copies of a snapshot must not wait in step.
+# The system's: a generator's own state would be the same in all copies of a snapshot (SnapStart).
 _random = SystemRandom()
 
 # No retry waits longer than this (seconds), whatever the attempts.
 BACKOFF_LIMIT = 15 * 60
-
-# What a sweep keeps in hand (seconds) to settle what it has claimed and to hand over the rest.
-SETTLE_RESERVE = 5.0
-
-type Ended = Literal["delivered", "over", "rejected", "kept", "lost"]
-type Tracked = Literal["tracked", "over", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +47,17 @@ class End:
     neither Elevate nor the registry took it; the caller must try again after `retry_after` seconds.
     """
 
-    result: Ended
+    result: Literal["delivered", "over", "rejected", "kept", "lost"]
     status: int | None = None
     reason: str = ""
     retry_after: int = 1
 
 
+type Tracked = Literal["tracked", "over", "lost"]
+
+
 class Ending:
-    """The application: registry and Elevate put together under the rules of this service."""
+    """Registry and Elevate put together under the rules of this service."""
 
     def __init__(
         self,
@@ -68,19 +67,17 @@ class Ending:
         telemetry: Telemetry | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.settings = settings
-        self.telemetry = telemetry or Telemetry()
-        self.registry = registry or Registry(settings)
-        self.elevate = elevate or Elevate(settings)
-        self.clock = clock
+        self._settings = settings
+        self._registry = registry or Registry(settings)
+        self._elevate = elevate or Elevate(settings)
+        self._telemetry = telemetry or Telemetry()
+        self._clock = clock
 
     def track(self, activity: Activity) -> bool:
         """Note that a session is alive; False if it is over. Raises RegistryUnavailable."""
-        return self.registry.track(activity)
+        return self._registry.track(activity)
 
-    def track_all(
-        self, activities: Sequence[Activity], correlation_id: str, until: float
-    ) -> list[Tracked]:
+    def track_all(self, activities: Sequence[Activity], until: float) -> list[Tracked]:
         """Track many; what there is no time for before `until` (monotonic seconds) is `lost`."""
 
         def track(activity: Activity) -> Tracked:
@@ -89,7 +86,7 @@ class Ending:
             try:
                 return "tracked" if self.track(activity) else "over"
             except RegistryUnavailable as error:
-                self.telemetry.registry_failed("track", error, activity.session, correlation_id)
+                self._telemetry.registry_failed("track", error, activity.session)
                 return "lost"
 
         if len({(a.session.session_key, a.session.market) for a in activities}) < len(activities):
@@ -98,52 +95,43 @@ class Ending:
 
     def status(self, session_key: str) -> list[Status]:
         """Return the session's state in each market. Raises RegistryUnavailable, UnreadableRow."""
-        return self.registry.status(session_key)
+        return self._registry.status(session_key)
 
-    def end(self, session: Session, asked_at: int, source: Source, correlation_id: str) -> End:
+    def end(self, session: Session, asked_at: int, source: Source) -> End:
         """End one session now, whether it was tracked before or not."""
         try:
-            claim = self.registry.claim(session, asked_at)
+            claim = self._registry.claim(session, asked_at)
         except (RegistryUnavailable, UnreadableRow) as error:
-            self.telemetry.registry_failed("claim", error, session, correlation_id)
-            return self._end_unclaimed(session, source, correlation_id)
+            self._telemetry.registry_failed("claim", error, session)
+            return self._end_unclaimed(session, source)
         if claim == "over":
             return End("over")
         if claim == "in flight":
             return End("kept")
-        if self.is_past_deadline(claim.row):
-            self.settle([(claim, Settlement("expired"))], correlation_id)
-            self.telemetry.expired([claim.row], source, correlation_id)
+        if is_past(claim.row, self._clock(), self._settings):
+            settle(self._registry, self._telemetry, [(claim, Settlement("expired"))])
+            self._telemetry.expired([claim.row], source)
             return End("over")
-        outcome = self.elevate.notify(session)
-        attempt = claim.row.attempts + outcome.sent
-        self.telemetry.notified([Notified(outcome, session, attempt, source, correlation_id)])
-        self.settle([(claim, self.settlement(claim.row, outcome))], correlation_id)
-        match outcome.kind:
-            case "delivered":
-                return End("delivered", outcome.status)
-            case "rejected":
-                return End("rejected", outcome.status, outcome.reason)
-            case _:
-                return End("kept", outcome.status, outcome.reason)
+        outcome = self._elevate.notify(session)
+        settled = settlement(claim.row, outcome, self._clock(), self._settings)
+        settle(self._registry, self._telemetry, [(claim, settled)])
+        self._telemetry.notified(outcome, session, settled.attempts, source)
+        result = "kept" if outcome.kind == "unavailable" else outcome.kind
+        return End(result, outcome.status, outcome.reason)
 
     def end_all(
-        self,
-        sessions: Sequence[tuple[Session, int]],
-        source: Source,
-        correlation_id: str,
-        until: float,
+        self, sessions: Sequence[tuple[Session, int]], source: Source, until: float
     ) -> list[End]:
         """End many sessions; from `until` on (monotonic seconds) only write them down as due."""
 
         def end(one: tuple[Session, int]) -> End:
             session, asked_at = one
             if time.monotonic() < until:
-                return self.end(session, asked_at, source, correlation_id)
+                return self.end(session, asked_at, source)
             try:
-                self.registry.keep(session, asked_at)
+                self._registry.keep(session, asked_at)
             except RegistryUnavailable as error:
-                self.telemetry.registry_failed("keep", error, session, correlation_id)
+                self._telemetry.registry_failed("keep", error, session)
                 return End("lost")
             return End("kept")
 
@@ -152,53 +140,44 @@ class Ending:
     def _each[T, R](self, many: Sequence[T], do: Callable[[T], R]) -> list[R]:
         if len(many) == 1:
             return [do(many[0])]
-        with ThreadPoolExecutor(self.settings.concurrency) as threads:
+        with ThreadPoolExecutor(self._settings.concurrency) as threads:
             return list(threads.map(do, many))
 
-    def _end_unclaimed(self, session: Session, source: Source, correlation_id: str) -> End:
+    def _end_unclaimed(self, session: Session, source: Source) -> End:
         """Notify all the same: a registry that is down must not keep visitors signed in."""
-        outcome = self.elevate.notify(session)
-        self.telemetry.notified([Notified(outcome, session, 1, source, correlation_id)])
+        outcome = self._elevate.notify(session)
+        self._telemetry.notified(outcome, session, 1, source)
         if outcome.kind == "unavailable":
-            return End(
-                "lost", outcome.status, retry_after=outcome.retry_after or self.settings.retry_base
-            )
+            retry_after = outcome.retry_after or self._settings.retry_base
+            return End("lost", outcome.status, retry_after=retry_after)
         return End(outcome.kind, outcome.status, outcome.reason)
 
-    # -- rules ------------------------------------------------------------------------------
 
-    def settlement(self, row: Row, outcome: Outcome) -> Settlement:
-        """Return what an outcome makes of a session."""
-        attempts = row.attempts + outcome.sent
-        if outcome.kind == "delivered":
+# -- rules -------------------------------------------------------------------------------------
+
+
+def is_past(row: Row, now: float, settings: Settings) -> bool:
+    """Tell whether Elevate must have ended the session itself by `now` (epoch seconds).
+
+    It errs to the late side: the last activity may be younger than the one written down, by the
+    tracking slack.
+    """
+    latest_activity = row.alive_at + settings.slack
+    ends_at = settings.dialect.ends_at(latest_activity, row.interactive, settings.session_limit)
+    return now >= ends_at
+
+
+def settlement(row: Row, outcome: Outcome, now: float, settings: Settings) -> Settlement:
+    """Return what an outcome at `now` (epoch seconds) makes of a session."""
+    attempts = row.attempts + outcome.sent
+    match outcome.kind:
+        case "delivered":
             return Settlement("ended", None, attempts, outcome.status)
-        if outcome.kind == "rejected":
+        case "rejected":
             return Settlement("rejected", None, attempts, outcome.status, outcome.reason)
-        return Settlement(
-            "retrying",
-            int(self.clock()) + backoff(self.settings.retry_base, attempts, outcome.retry_after),
-            attempts,
-            outcome.status,
-            outcome.reason,
-        )
-
-    def is_past_deadline(self, row: Row) -> bool:
-        """Tell whether Elevate must have ended the session itself by now."""
-        deadline = lifetime.deadline(row.alive_at, row.interactive, self.settings)
-        return self.clock() >= deadline
-
-    def settle(self, settlements: Sequence[tuple[Claim, Settlement]], correlation_id: str) -> None:
-        """Write outcomes. What cannot be written stays due, and is notified once more."""
-        try:
-            self.tell_failed(self.registry.settle(settlements).failed, correlation_id)
-        except RegistryUnavailable as error:
-            self.telemetry.registry_failed("settle", error, None, correlation_id)
-
-    def tell_failed(self, codes: Sequence[str], correlation_id: str) -> int:
-        """Write a line for each statement that failed; return how many did."""
-        for code in codes:
-            self.telemetry.statement_failed(code, correlation_id)
-        return len(codes)
+        case "unavailable":
+            due_at = int(now) + backoff(settings.retry_base, attempts, outcome.retry_after)
+            return Settlement("retrying", due_at, attempts, outcome.status, outcome.reason)
 
 
 def backoff(base: int, attempts: int, retry_after: int | None = None) -> int:
@@ -212,3 +191,16 @@ def backoff(base: int, attempts: int, retry_after: int | None = None) -> int:
     if retry_after is None:
         return _random.randint(1, ceiling)
     return retry_after + _random.randint(1, base)
+
+
+def settle(
+    registry: Registry, telemetry: Telemetry, settlements: Sequence[tuple[Claim, Settlement]]
+) -> None:
+    """Write outcomes. What cannot be written stays due, and is notified once more."""
+    try:
+        failed = registry.settle(settlements).failed
+    except RegistryUnavailable as error:
+        telemetry.registry_failed("settle", error)
+        return
+    for code in failed:
+        telemetry.registry_failed("statement", code)

@@ -1,35 +1,32 @@
-"""When Elevate ends a session by itself. Pure arithmetic on epoch seconds (UTC).
+"""When a session is over: this service's idle rule, and Elevate's own. Arithmetic on epoch seconds.
 
-Elevate 4 documents its rules (docs.elevate.voyado.cloud, "Sessions"); Elevate 3 says only that
-there is a "duration time", so in web-v2 the limit is a setting.
+Elevate 4 documents its rules (docs.elevate.voyado.cloud, "Sessions"). Elevate 3 says only that
+there is a "duration time", so there the limit is a setting.
 """
-
-from sessions.settings import Settings
 
 MINUTE = 60
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
 
-def elevate4_ends_at(active_at: int, *, interactive: bool) -> int:
-    """Return when Elevate 4 ends a session last active at `active_at` (epoch seconds).
+def idle_at(active_at: int, idle: int) -> int:
+    """Return when a session last active at `active_at` counts as left, after `idle` seconds."""
+    return active_at + idle
+
+
+def elevate3_ends_at(active_at: int, interactive: bool | None, limit: int) -> int:
+    """Return when Elevate 3 must have ended a session, `limit` seconds after its last activity."""
+    return active_at + limit
+
+
+def elevate4_ends_at(active_at: int, interactive: bool | None, limit: int = 0) -> int:
+    """Return when Elevate 4 ends a session last active at `active_at`; it knows no `limit`.
 
     The rules: 15 minutes after the last activity while no interactive notification was seen, else
-    after one whole idle clock hour, and at 00:00 UTC in any case.
+    after one whole idle clock hour, and at 00:00 UTC in any case. Where it is not known whether one
+    was seen (None), the later moment holds.
     """
     idle_hour_over = active_at - active_at % HOUR + 2 * HOUR
-    idle_end = idle_hour_over if interactive else active_at + 15 * MINUTE
+    idle_end = active_at + 15 * MINUTE if interactive is False else idle_hour_over
     midnight = active_at - active_at % DAY + DAY
     return min(idle_end, midnight)
-
-
-def deadline(active_at: int, interactive: bool | None, settings: Settings) -> int:
-    """Return the moment by which Elevate must have ended the session itself (epoch seconds).
-
-    It errs to the late side: an unknown `interactive` counts as seen, and the last activity may be
-    younger than the one written down by the tracking slack.
-    """
-    latest_activity = active_at + settings.slack
-    if settings.dialect == "web-v2":
-        return latest_activity + settings.session_limit
-    return elevate4_ends_at(latest_activity, interactive=interactive is not False)

@@ -4,24 +4,14 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-type Dialect = Literal["web-v2", "storefront-v3"]
+from sessions.dialects import DIALECTS, WEB_V2, Dialect
+from sessions.lifetime import MINUTE
+from sessions.session import MAX_SHARDS
 
-# The documented hosts of a cluster, by dialect (../shared/elevate.md → docs/decisions.md).
-_HOSTS: dict[Dialect, str] = {
-    "web-v2": "https://{}.api.esales.apptus.cloud",
-    "storefront-v3": "https://{}.elevate-api.cloud",
-}
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-
-# A lease must outlive the invocation that holds it: what Lambda has killed sends nothing any more.
-# Every function's Timeout in template.yaml is below this (a test compares them).
-LEASE_SECONDS = 90
-
-# A sweep asks all these shards, whatever SweepShards was when a row was written.
-MAX_SHARDS = 32
 
 
 class InvalidSettings(ValueError):
@@ -35,7 +25,7 @@ class Settings:
     table_name: str
     event_bus_name: str
     elevate_url: str
-    dialect: Dialect = "web-v2"
+    dialect: Dialect = WEB_V2
     connect_timeout: float = 1.0
     read_timeout: float = 3.0
     markets: tuple[str, ...] = ()
@@ -62,9 +52,9 @@ class Settings:
 
         Raises InvalidSettings, which names the variable.
         """
-        dialect = environment.get("ELEVATE_API") or "web-v2"
-        if dialect not in _HOSTS:
-            raise InvalidSettings("ELEVATE_API must be web-v2 or storefront-v3")
+        dialect = DIALECTS.get(environment.get("ELEVATE_API") or WEB_V2.name)
+        if dialect is None:
+            raise InvalidSettings(f"ELEVATE_API must be {' or '.join(DIALECTS)}")
         numbers = {
             name: convert(_number(environment, variable, zero=name == "max_rate"))
             for name, (variable, convert) in _NUMBERS.items()
@@ -80,14 +70,14 @@ class Settings:
             log_level=_log_level(environment),
             **numbers,
         )
-        if dialect == "web-v2" and settings.session_limit <= settings.idle:
+        if dialect.needs_limit and settings.session_limit <= settings.idle:
             # Each idle session would expire before it could be ended.
             raise InvalidSettings("SESSION_LIMIT_MINUTES must be more than SESSION_IDLE_MINUTES")
         return settings
 
 
 def _minutes(number: float) -> int:
-    return int(number * 60)
+    return int(number * MINUTE)
 
 
 _NUMBERS: dict[str, tuple[str, Callable[[float], Any]]] = {
@@ -122,7 +112,7 @@ def _number(environment: Mapping[str, str], name: str, *, zero: bool) -> float:
 def _log_level(environment: Mapping[str, str]) -> str:
     level = environment.get("POWERTOOLS_LOG_LEVEL") or "INFO"
     if level not in logging.getLevelNamesMapping():
-        raise InvalidSettings("POWERTOOLS_LOG_LEVEL must be INFO, WARNING or ERROR")
+        raise InvalidSettings("POWERTOOLS_LOG_LEVEL must be DEBUG, INFO, WARNING or ERROR")
     return level
 
 
@@ -130,7 +120,7 @@ def _elevate_url(environment: Mapping[str, str], dialect: Dialect) -> str:
     """Return scheme, host and path prefix of the cluster: the only place that chooses the host."""
     base = environment.get("ELEVATE_BASE_URL", "")
     if not base:
-        return _HOSTS[dialect].format(_required(environment, "ELEVATE_CLUSTER_ID"))
+        return dialect.host.format(_required(environment, "ELEVATE_CLUSTER_ID"))
     try:
         url = urlsplit(base)
         is_complete = bool(url.hostname) and url.port != 0

@@ -1,295 +1,243 @@
 """Find the sessions that are due, and end them: pages of them, in batches, side by side.
 
-What is done with each is ending.py's; how many, how fast and how long is decided here.
+What an outcome makes of a session is ending.py's; who is next is lanes.py's; how fast and how long
+is decided here.
 """
 
+import heapq
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import batched, islice
+from itertools import batched
 from queue import SimpleQueue
 from random import SystemRandom
-from typing import Literal
+from typing import Any, Literal
 
-from sessions.elevate import Outcome
-from sessions.ending import SETTLE_RESERVE, Ending
-from sessions.registry import (
-    BATCH,
+from sessions.elevate import Elevate
+from sessions.ending import is_past, settle, settlement
+from sessions.lanes import Lanes
+from sessions.registry import BATCH, Page, Registry, Written
+from sessions.session import (
+    MAX_SHARDS,
     Claim,
-    Page,
-    Registry,
+    Outcome,
     RegistryUnavailable,
     Row,
     Settlement,
-    parked,
 )
-from sessions.settings import MAX_SHARDS
-from sessions.telemetry import Notified
+from sessions.settings import Settings
+from sessions.statements import parked
+from sessions.telemetry import Telemetry
 
-# As in elevate.py: copies of a snapshot must not wait in step.
+# The system's: a generator's own state would be the same in all copies of a snapshot (SnapStart).
 _random = SystemRandom()
 
 ALL_SHARDS = range(MAX_SHARDS)
 
+# What a sweep keeps in hand (seconds) to settle what it has claimed and to hand over the rest.
+SETTLE_RESERVE = 5.0
+
 # Sessions under way at most, for each thread: a batch in work, and one to go on with.
 _WINDOW = 2 * BATCH
 
-# The smallest batch (sessions) that is worth its two calls to DynamoDB while others are at work.
-_LEAST = 8
 
-# No line about a notification is written later than this (seconds) after the notification.
-_TELL_WITHIN = 1.0
+# What becomes of due sessions, as counted and logged. `due` ones were taken up; `backlog` is how
+# many were due when the sweep began, up to the first thousand of each shard.
+COUNTS = (
+    *("backlog", "due", "claimed", "delivered", "rejected", "retried", "held_back", "expired"),
+    *("skipped", "unreadable", "failed"),
+)
 
 
 @dataclass(slots=True)
 class Sweep:
-    """What a sweep did. `left` names the shards that still hold due sessions.
+    """What a sweep did.
 
-    `backlog` is how many were due when it began, counted up to the first thousand of each shard;
-    `due` how many of them it took up. `late`: there was no time for some of them.
+    `oldest` is for how many seconds the oldest session had been due, `given_up` names the markets
+    for which nothing got through, `left` the shards that still hold due sessions.
     """
 
-    backlog: int = 0
-    due: int = 0
-    claimed: int = 0
-    delivered: int = 0
-    rejected: int = 0
-    unavailable: int = 0
-    unsent: int = 0
-    expired: int = 0
-    skipped: int = 0
-    unreadable: int = 0
-    failed: int = 0
+    counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COUNTS, 0)))
     oldest: int = 0
-    late: bool = False
     stopped: Literal["", "elevate", "registry", "time"] = ""
+    given_up: list[str] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
 
-    def add(self, other: "Sweep") -> None:
-        """Add the counts of a part of the sweep."""
-        for name in _COUNTS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
 
-
-_COUNTS = (
-    "claimed",
-    "delivered",
-    "rejected",
-    "unavailable",
-    "unsent",
-    "expired",
-    "skipped",
-    "failed",
-)
+@dataclass(slots=True)
+class _Batch:
+    rows: list[Row]
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    late: bool = False
 
 
 class Sweeper:
-    """Sweeps under the rules of an `Ending`."""
+    """Sweeps the registry. Never raises for a part that failed."""
 
-    def __init__(self, ending: Ending) -> None:
-        settings = ending.settings
-        self._ending = ending
-        self._threads = settings.concurrency
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        elevate: Elevate,
+        telemetry: Telemetry,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._elevate = elevate
+        self._telemetry = telemetry
+        self._clock = clock
         # How long before the end (seconds) the last notification may go out, to be settled in time.
-        self._last_call = settings.connect_timeout + settings.read_timeout + SETTLE_RESERVE
-        self._pacer = Pacer(0.0)
+        # The last of a host's addresses may be tried at the end of its connect time-out.
+        self._last_call = 2 * settings.connect_timeout + settings.read_timeout + SETTLE_RESERVE
 
-    def sweep(self, shards: Iterable[int], until: float, correlation_id: str) -> Sweep:
+    def sweep(self, shards: Iterable[int], until: float) -> Sweep:
         """End the sessions that are due in `shards`, until the monotonic time `until`.
 
-        Starts with one batch and doubles while Elevate answers; when nothing gets through any more,
-        no further session is tried. Never raises for a part that failed.
+        Starts with a few sessions and doubles while Elevate answers; a market for which nothing
+        gets through is given up until the next sweep.
         """
         report = Sweep()
-        self._pacer = Pacer(self._ending.settings.max_rate)
-        with ThreadPoolExecutor(self._threads) as threads:
-            try:
-                rows = _DueRows(
-                    self._ending.registry, threads, list(shards), int(self._ending.clock()), report
-                )
-            except RegistryUnavailable as error:
-                self._ending.telemetry.registry_failed("query", error, None, correlation_id)
-                report.stopped = "registry"
-            else:
-                self._flow(rows, threads, until, correlation_id, report)
+        pacer = Pacer(self._settings.max_rate)
+        most = _WINDOW * self._settings.concurrency
+        if self._settings.max_rate:
+            # Claimed sessions wait for their turn: for a second, in which few come back to life.
+            most = min(most, max(1, int(self._settings.max_rate)))
+        with ThreadPoolExecutor(self._settings.concurrency) as threads:
+            due = _DueRows(self._registry, self._telemetry, threads, shards, int(self._clock()))
+            lanes = Lanes(iter(due), self._settings.concurrency, most)
+            late = self._flow(lanes, threads, pacer, until, report)
+        report.oldest = due.oldest
+        report.counts.update(due.counts)
+        report.given_up = sorted(lanes.given_up)
+        if late is not None:
+            report.stopped = "time"
+            report.left = sorted({*late, *due.unfinished, *lanes.left})
+        elif "elevate" in lanes.given_up.values():
+            report.stopped = "elevate"
+        elif lanes.given_up or due.failed:
+            report.stopped = "registry"
         return report
 
-    def retry_rejected(
-        self, market: str | None, shards: Iterable[int], until: float, correlation_id: str
-    ) -> Sweep:
-        """Make rejected sessions due again, of one market or of all. Raises RegistryUnavailable.
+    def retry_rejected(self, market: str | None, shards: Iterable[int], until: float) -> Sweep:
+        """Make rejected sessions due again, of one market or of all.
 
         They are spread over a minute, so that the next sweep does not meet them all at once.
         """
-        report = Sweep()
-        now = int(self._ending.clock())
-        left = list(shards)
-        while left:
-            for page in self._pages(parked(left[0]), now):
-                rows = [r for r in page.rows if market in (None, r.session.market)]
-                report.due += len(rows)
-                for some in batched(rows, BATCH, strict=False):
-                    written = self._ending.registry.retry_rejected(
+        report, now = Sweep(), int(self._clock())
+        with ThreadPoolExecutor(1) as threads:
+            parks = [parked(shard) for shard in shards]
+            rejected = _DueRows(self._registry, self._telemetry, threads, parks, now)
+            wanted = (row for row in rejected if market in (None, row.session.market))
+            for some in batched(wanted, BATCH, strict=False):
+                try:
+                    written = self._registry.retry_rejected(
                         some, lambda: now + _random.randint(0, 60)
                     )
-                    report.claimed += len(written.done)
-                    report.failed += self._ending.tell_failed(written.failed, correlation_id)
+                except RegistryUnavailable as error:
+                    self._telemetry.registry_failed("retry", error)
+                    rejected.failed += 1
+                    break
+                failed = self._failed(written.failed)
+                report.counts.update(due=len(some), claimed=len(written.done), failed=failed)
                 if time.monotonic() > until - SETTLE_RESERVE:
                     report.stopped = "time"
-                    report.left = left
+                    report.left = sorted(parked(park) for park in rejected.unfinished)
                     return report
-            left.pop(0)
+        report.stopped = "registry" if rejected.failed else ""
         return report
-
-    def _pages(self, shard: int, now: int) -> Iterator[Page]:
-        page = self._ending.registry.due(shard, now)
-        yield page
-        while page.next:
-            page = self._ending.registry.due(shard, now, page.next)
-            yield page
 
     def _flow(
         self,
-        rows: "_DueRows",
+        lanes: Lanes,
         threads: ThreadPoolExecutor,
+        pacer: "Pacer",
         until: float,
-        correlation_id: str,
         report: Sweep,
-    ) -> None:
-        """Keep a window of sessions under way: slow start, without waiting for the slowest.
-
-        The window grows by what got through. While nothing does, nothing is added to it; when it
-        has run empty like that, the sweep is over.
-        """
-        most, rate = _WINDOW * self._threads, self._ending.settings.max_rate
-        if rate:
-            # Claimed sessions wait for their turn: for a second, in which few come back to life.
-            most = min(most, max(1, int(rate)))
-        start = min(BATCH, most)
-        window, flying = start, 0
-        silent: Literal["", "elevate", "registry"] = ""
-        under_way: dict[Future[Sweep], list[Row]] = {}
-        finished: SimpleQueue[Future[Sweep]] = SimpleQueue()
+    ) -> set[int] | None:
+        """Keep the lanes busy; return the shards for which there was no time, None if done."""
+        late: set[int] | None = None
+        finished: SimpleQueue[Future[_Batch]] = SimpleQueue()
+        at_work = 0
         while True:
-            while not silent and not report.stopped and flying < window:
-                if not self._is_time_left(until):
-                    report.stopped = "time"
-                    break
-                room = window - flying
-                # A window is spread over all threads; where it is wide, in DynamoDB's full batches.
-                size = min(-(-window // self._threads), BATCH)
-                if room < size and len(under_way) >= self._threads:
-                    break  # all threads have work: wait until there is room for a full batch
-                # The last sessions are spread, so that no thread ends long after the others.
-                share = max(-(-rows.ahead // self._threads), _LEAST) if rows.ahead else size
-                some = self._next(rows, min(size, share, room), correlation_id, report)
-                if not some:
-                    break
-                batch = threads.submit(self._end_batch, some, until, correlation_id)
-                under_way[batch] = some
+            if late is None and not self._is_time_left(until):
+                late = set()
+            while late is None and (rows := lanes.next(at_work)):
+                batch = threads.submit(self._end_batch, rows, pacer, until)
                 batch.add_done_callback(finished.put)
-                flying += len(some)
-                report.due += len(some)
-            if not under_way:
-                break
-            done = finished.get()
-            some, part = under_way.pop(done), done.result()
-            flying -= len(some)
-            report.add(part)
-            troubled = part.unavailable + part.unsent
-            if part.delivered + part.rejected:
-                silent = ""
-            elif troubled or part.failed:
-                silent = "elevate" if troubled else "registry"
-            window = start if troubled else min(window + len(some), most)
-            if part.late:
-                report.stopped = "time"
-                report.left += (row.shard for row in some)
-        if report.stopped == "time":
-            report.left = sorted({*report.left, *rows.unfinished})
-        elif silent and (rows.unfinished or not report.delivered + report.rejected):
-            report.stopped = silent
+                at_work += 1
+            if not at_work:
+                return late
+            done = finished.get().result()
+            at_work -= 1
+            report.counts.update(done.counts, due=len(done.rows))
+            lanes.done(done.rows, done.counts, done.seconds)
+            if done.late:
+                late = (late or set()) | {row.shard for row in done.rows}
 
-    def _next(
-        self, rows: Iterator[Row], count: int, correlation_id: str, report: Sweep
-    ) -> list[Row]:
-        try:
-            return list(islice(rows, count))
-        except RegistryUnavailable as error:
-            self._ending.telemetry.registry_failed("query", error, None, correlation_id)
-            report.stopped = "registry"
-            return []
-
-    def _end_batch(self, rows: Sequence[Row], until: float, correlation_id: str) -> Sweep:
-        """Claim, notify and settle a batch of due rows in this thread."""
-        part = Sweep()
-        past: list[Row] = []
-        alive: list[Row] = []
-        for row in rows:
-            (past if self._ending.is_past_deadline(row) else alive).append(row)
+    def _end_batch(self, rows: list[Row], pacer: "Pacer", until: float) -> _Batch:
+        """Claim, notify and settle a batch of one market's due rows in this thread."""
+        batch, started, now = _Batch(rows), time.monotonic(), self._clock()
+        past = [row for row in rows if is_past(row, now, self._settings)]
+        alive = [row for row in rows if row not in past] if past else rows
         try:
             if past:
-                expired = self._ending.registry.expire(past)
-                part.expired = len(expired.done)
-                part.failed = self._ending.tell_failed(expired.failed, correlation_id)
-                part.skipped = len(past) - part.expired - part.failed
-                self._ending.telemetry.expired(expired.done, "sweep", correlation_id)
-            if not alive:
-                return part
-            part.late = not self._is_time_left(until)
-            if part.late or self._ending.elevate.breaker.is_open:
-                part.unsent = len(alive)
-                return part
-            claims = self._ending.registry.claim_due(alive)
+                expired = self._registry.expire(past)
+                self._telemetry.expired(expired.done, "sweep")
+                self._count(batch, "expired", len(past), expired)
+            if alive and not self._is_time_left(until):
+                batch.late = True
+                batch.counts["held_back"] += len(alive)
+            elif alive and self._elevate.is_held_back(rows[0].session.market):
+                batch.counts["held_back"] += len(alive)
+            elif alive:
+                claims = self._registry.claim_due(alive)
+                self._count(batch, "claimed", len(alive), claims)
+                settlements = list(self._notify(claims.done, pacer, until, batch))
+                settle(self._registry, self._telemetry, settlements)
         except RegistryUnavailable as error:
-            self._ending.telemetry.registry_failed("claim", error, None, correlation_id)
-            part.failed = len(rows) - part.expired - part.skipped
-            return part
-        failed = self._ending.tell_failed(claims.failed, correlation_id)
-        part.claimed = len(claims.done)
-        part.failed += failed
-        part.skipped += len(alive) - part.claimed - failed
-        self._ending.settle(
-            list(self._notify(claims.done, until, correlation_id, part)), correlation_id
-        )
-        return part
+            self._telemetry.registry_failed("claim", error)
+            batch.counts["failed"] += len(rows) - batch.counts.total()
+        batch.seconds = time.monotonic() - started
+        return batch
 
     def _notify(
-        self, claims: Sequence[Claim], until: float, correlation_id: str, part: Sweep
+        self, claims: Sequence[Claim], pacer: "Pacer", until: float, batch: _Batch
     ) -> Iterator[tuple[Claim, Settlement]]:
         """Notify of one after the other; yield what to write about each."""
-        told: list[Notified] = []
-        told_at = time.monotonic()
         for claim in claims:
-            if not (self._pacer.wait(until - self._last_call) and self._is_time_left(until)):
-                part.late = True
-                part.unsent += 1
+            if not (pacer.wait(until - self._last_call) and self._is_time_left(until)):
+                batch.late = True
+                batch.counts["held_back"] += 1
                 yield claim, Settlement("open")
                 continue
             session = claim.row.session
             try:
-                outcome = self._ending.elevate.notify(session)
+                outcome = self._elevate.notify(session)
             except Exception as error:
                 # A fault of ours: the others of the batch shall be settled, and the sweep go on.
-                self._ending.telemetry.crashed(error, correlation_id)
+                self._telemetry.crashed(error)
                 outcome = Outcome("unavailable", reason=type(error).__name__)
-            attempt = claim.row.attempts + outcome.sent
-            told.append(Notified(outcome, session, attempt, "sweep", correlation_id))
-            if time.monotonic() > told_at + _TELL_WITHIN:
-                self._ending.telemetry.notified(told)
-                told, told_at = [], time.monotonic()
-            if outcome.kind == "delivered":
-                part.delivered += 1
-            elif outcome.kind == "rejected":
-                part.rejected += 1
-            elif outcome.sent:
-                part.unavailable += 1
-            else:
-                part.unsent += 1
-            yield claim, self._ending.settlement(claim.row, outcome)
-        self._ending.telemetry.notified(told)
+            settled = settlement(claim.row, outcome, self._clock(), self._settings)
+            self._telemetry.notified(outcome, session, settled.attempts, "sweep")
+            came_to = "retried" if outcome.kind == "unavailable" else outcome.kind
+            batch.counts[came_to if outcome.sent else "held_back"] += 1
+            yield claim, settled
+
+    def _count(self, batch: _Batch, name: str, of: int, written: Written[Any]) -> None:
+        """Count what came of writing so many rows; those that had changed meanwhile are skipped."""
+        done, failed = len(written.done), self._failed(written.failed)
+        batch.counts.update({name: done, "failed": failed, "skipped": of - done - failed})
+
+    def _failed(self, codes: Sequence[str]) -> int:
+        """Write a line for each statement that failed; return how many did."""
+        for code in codes:
+            self._telemetry.registry_failed("statement", code)
+        return len(codes)
 
     def _is_time_left(self, until: float) -> bool:
         """Tell whether one more notification, and its settling, fits in before `until`."""
@@ -327,49 +275,47 @@ class Pacer:
 
 
 class _DueRows:
-    """The due rows of several shards as one stream; the first pages are fetched side by side."""
+    """The due rows of several shards as one stream, oldest first; first pages come side by side.
+
+    A shard that cannot be read is counted in `failed`, and holds up no other.
+    """
 
     def __init__(
         self,
         registry: Registry,
+        telemetry: Telemetry,
         threads: ThreadPoolExecutor,
-        shards: list[int],
+        shards: Iterable[int],
         now: int,
-        report: Sweep,
     ) -> None:
         self._registry = registry
+        self._telemetry = telemetry
         self._now = now
-        self._report = report
-        first = threads.map(lambda shard: registry.due(shard, now), shards)
-        pages = [(s, p) for s, p in zip(shards, first, strict=True) if p.rows or p.unreadable]
-        # The shard that waits longest comes first: there may be no time for all.
-        self._first = dict(
-            sorted(pages, key=lambda one: one[1].rows[0].due_at if one[1].rows else now)
-        )
-        self.unfinished = list(self._first)
-        # How many rows are still to come, once that is known; until then 0.
-        self.ahead = 0
-        due = [row.due_at for page in self._first.values() for row in page.rows]
-        report.oldest = max(0, now - min(due, default=now))
-        report.backlog = len(due)
-        self._rows = self._stream()
+        self.counts: Counter[str] = Counter()
+        self.failed = self.oldest = 0
+        shards = list(shards)
+        pages = dict(zip(shards, threads.map(self._page, shards), strict=True))
+        self.unfinished = {s for s, page in pages.items() if page and (page.rows or page.next)}
+        for page in pages.values():
+            if page and page.rows:
+                self.counts["backlog"] += len(page.rows)
+                self.oldest = max(self.oldest, now - page.rows[0].due_at)
+        self._streams = [self._stream(shard, page) for shard, page in pages.items()]
 
     def __iter__(self) -> Iterator[Row]:
-        return self
+        return heapq.merge(*self._streams, key=lambda row: row.due_at)
 
-    def __next__(self) -> Row:
-        return next(self._rows)
+    def _stream(self, shard: int, page: Page | None) -> Iterator[Row]:
+        while page:
+            self.counts["unreadable"] += page.unreadable
+            yield from page.rows
+            page = self._page(shard, page.next) if page.next else None
+        self.unfinished.discard(shard)
 
-    def _stream(self) -> Iterator[Row]:
-        for shard, page in list(self._first.items()):
-            del self._first[shard]
-            while True:
-                self._report.unreadable += page.unreadable
-                is_last = not page.next and not self._first
-                for index, row in enumerate(page.rows):
-                    self.ahead = len(page.rows) - index - 1 if is_last else 0
-                    yield row
-                if not page.next:
-                    break
-                page = self._registry.due(shard, self._now, page.next)
-            self.unfinished.remove(shard)
+    def _page(self, shard: int, start: dict[str, Any] | None = None) -> Page | None:
+        try:
+            return self._registry.due(shard, self._now, start)
+        except RegistryUnavailable as error:
+            self._telemetry.registry_failed("query", error)
+            self.failed += 1
+            return None

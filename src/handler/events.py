@@ -7,19 +7,15 @@ import json
 import time
 from collections.abc import Callable
 from datetime import datetime
-from functools import cache
 from itertools import batched
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from handler.application import application, now
-from sessions.aws import Events
-from sessions.ending import SETTLE_RESERVE
-from sessions.session import FieldError, InvalidPayload, Validator
-from sessions.telemetry import Source
-
-SOURCE = "elevate-sessions"
+from handler.application import application, bus, now
+from sessions.schemas import Validator
+from sessions.session import FieldError, InvalidPayload, Source
+from sessions.sweeping import SETTLE_RESERVE
 
 
 class InvalidEvent(Exception):
@@ -35,45 +31,36 @@ class EventFailed(Exception):
 
 
 def consume(
-    event: Any,
-    context: Any,
-    handle: Callable[[dict[str, Any], str], None],
-    source: Source = "event",
+    event: Any, context: Any, handle: Callable[[dict[str, Any]], None], source: Source = "event"
 ) -> None:
-    """Run `handle(event, correlation id)` and let nothing out that may hold a key."""
+    """Run `handle(event)` and let nothing out that may hold a key."""
     is_event = isinstance(event, dict)
-    correlation_id = str((is_event and event.get("id")) or context.aws_request_id)
     telemetry = application().telemetry
+    telemetry.begin(str((is_event and event.get("id")) or context.aws_request_id))
     try:
         if not is_event:
-            error = FieldError(field="event", detail="must be a JSON object")
-            telemetry.refused([error], source, correlation_id)
+            telemetry.refused([FieldError(field="event", detail="must be a JSON object")], source)
             raise InvalidEvent("the event is no JSON object")
-        handle(event, correlation_id)
+        handle(event)
     except (InvalidEvent, NotKept):
         raise
     except Exception as error:
-        telemetry.crashed(error, correlation_id)
+        telemetry.crashed(error)
         raise EventFailed(type(error).__name__) from None
     finally:
-        telemetry.flush(source)
+        telemetry.flush()
 
 
-def payloads(event: dict[str, Any]) -> list[Any]:
-    """Return the detail's list of sessions, or its one session as a list of one."""
+def valid(event: dict[str, Any], validator: Validator) -> tuple[list[dict[str, Any]], int]:
+    """Return the payloads that are valid, and how many are not; those are logged and counted."""
     detail = event.get("detail")
+    payloads: list[Any] = [detail]
     if isinstance(detail, dict) and set(detail) == {"sessions"}:
         sessions = detail["sessions"]
-        return sessions if isinstance(sessions, list) else [sessions]
-    return [detail]
-
-
-def valid(
-    event: dict[str, Any], validator: Validator, correlation_id: str
-) -> tuple[list[dict[str, Any]], int]:
-    """Return the payloads that are valid, and how many are not; those are logged and counted."""
-    accepted, refused = [], 0
-    for position, payload in enumerate(payloads(event)):
+        payloads = sessions if isinstance(sessions, list) else [sessions]
+    accepted: list[dict[str, Any]] = []
+    refused = 0
+    for position, payload in enumerate(payloads):
         try:
             validator(payload)
         except InvalidPayload as invalid:
@@ -81,11 +68,19 @@ def valid(
                 FieldError(field=f"sessions[{position}].{e['field']}", detail=e["detail"])
                 for e in invalid.errors
             ]
-            application().telemetry.refused(errors, "event", correlation_id)
+            application().telemetry.refused(errors, "event")
             refused += 1
         else:
             accepted.append(payload)
     return accepted, refused
+
+
+def demand_all(what: str, lost: int, refused: int, of: int) -> None:
+    """Raise NotKept if some of an event's sessions are lost, InvalidEvent if some were refused."""
+    if lost:
+        raise NotKept(f"{lost} of {of} sessions {what}")
+    if refused:
+        raise InvalidEvent(f"{refused} of {of + refused} sessions are invalid")
 
 
 def happened_at(event: dict[str, Any]) -> int:
@@ -98,8 +93,9 @@ def happened_at(event: dict[str, Any]) -> int:
 
 def until_of(context: Any) -> float:
     """Return when to begin with no further session of a list (monotonic seconds)."""
-    left: float = context.get_remaining_time_in_millis() / 1000
-    return time.monotonic() + left - 2 * SETTLE_RESERVE
+    return float(
+        time.monotonic() + context.get_remaining_time_in_millis() / 1000 - 2 * SETTLE_RESERVE
+    )
 
 
 def put_sweeps(details: list[dict[str, Any]]) -> int:
@@ -107,27 +103,17 @@ def put_sweeps(details: list[dict[str, Any]]) -> int:
 
     What it does not take is still due, and the schedule's next tick finds it.
     """
-    bus = application().settings.event_bus_name
+    entry = {
+        "EventBusName": application().settings.event_bus_name,
+        "Source": "elevate-sessions",
+        "DetailType": "Session Sweep",
+    }
     taken = 0
     for some in batched(details, 10, strict=False):
-        entries = [
-            {
-                "EventBusName": bus,
-                "Source": SOURCE,
-                "DetailType": "Session Sweep",
-                "Detail": json.dumps(detail),
-            }
-            for detail in some
-        ]
         try:
-            answer = _events().put_events(Entries=entries)
+            entries = [entry | {"Detail": json.dumps(detail)} for detail in some]
+            taken += len(some) - bus().put_events(Entries=entries)["FailedEntryCount"]
         except (BotoCoreError, ClientError) as error:
-            application().telemetry.crashed(error, str(some[0].get("correlationId", "")))
+            application().telemetry.crashed(error)
             break
-        taken += len(some) - answer["FailedEntryCount"]
     return taken
-
-
-@cache
-def _events() -> Events:
-    return Events(connections=1)

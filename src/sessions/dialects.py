@@ -1,0 +1,78 @@
+"""The APIs of Elevate, one record each: all that differs between Elevate 3 and Elevate 4.
+
+The facts are Voyado's documentation (docs.elevate.voyado.cloud). A new API is a new record.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sessions.lifetime import elevate3_ends_at, elevate4_ends_at
+
+# No control characters and no lone surrogates: those cannot be stored or sent as UTF-8.
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+$"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dialect:
+    """How one of Elevate's APIs is spoken.
+
+    `contexts` are the userContexts whose sessions can be ended, each with whether the customerKey
+    is required, optional or forbidden there. `sessionless` are those of visitors who may have no
+    session, each with the context whose rules hold for what they give all the same. `ends_at` takes
+    the last activity, whether an interactive notification was seen, and the configured limit in
+    seconds; it returns when Elevate has ended the session itself.
+    """
+
+    name: str
+    host: str
+    path: str
+    prefix: str
+    key: dict[str, Any]
+    contexts: Mapping[str, Literal["required", "optional", "forbidden"]]
+    sends_context: bool
+    sessionless: Mapping[str, str]
+    needs_limit: bool
+    ends_at: Callable[[int, bool | None, int], int]
+
+
+WEB_V2 = Dialect(
+    name="web-v2",
+    host="https://{}.api.esales.apptus.cloud",
+    path="/api/v2/notifications/end",
+    prefix="esales.",
+    key={
+        # A UUID; Elevate is itself the judge of its version.
+        "type": "string",
+        "pattern": r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
+        "description": "a UUID: 8-4-4-4-12 hexadecimal digits",
+    },
+    # Elevate 3 knows no userContext and requires a customerKey of every call.
+    contexts={"PERSONALIZED": "required", "SYNTHETIC": "required"},
+    sends_context=False,
+    sessionless={},
+    needs_limit=True,
+    ends_at=elevate3_ends_at,
+)
+
+STOREFRONT_V3 = Dialect(
+    name="storefront-v3",
+    host="https://{}.elevate-api.cloud",
+    path="/api/storefront/v3/notifications/end",
+    prefix="",
+    key={
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 255,
+        "pattern": PRINTABLE,
+        "description": "1 to 255 characters, none of them a control character",
+    },
+    contexts={"PERSONALIZED": "required", "UNPERSONALIZED": "forbidden", "SYNTHETIC": "optional"},
+    sends_context=True,
+    # ANONYMOUS visitors have no keys, SYNTHETIC ones may have none.
+    sessionless={"ANONYMOUS": "UNPERSONALIZED", "SYNTHETIC": "SYNTHETIC"},
+    needs_limit=False,
+    ends_at=elevate4_ends_at,
+)
+
+DIALECTS = {dialect.name: dialect for dialect in (WEB_V2, STOREFRONT_V3)}
