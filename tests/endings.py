@@ -70,10 +70,21 @@ def tracked(
 ) -> list[Session]:
     sessions = [new_session(market) for _ in range(count)]
     for session in sessions:
-        assert service.ending.track(Activity(session, int(clock.now), **changes))
+        assert service.ending.track(Activity(session, int(clock.now), **changes)) == "tracked"
     return sessions
 
 
 def state(service: Service, session: Session) -> str:
     (status,) = service.ending.status(session.session_key)
     return status.state
+
+
+@pytest.fixture
+def item(dynamodb: Any, settings: Settings) -> Callable[[Session], dict[str, Any]]:
+    """Return what reads a session's row as the table holds it."""
+
+    def read(session: Session) -> dict[str, Any]:
+        key = {"sessionKey": {"S": session.session_key}, "market": {"S": session.market}}
+        return dict(dynamodb.get_item(TableName=settings.table_name, Key=key).get("Item", {}))
+
+    return read

@@ -128,7 +128,7 @@ def test_each_notification_has_one_line_without_a_key(
         ("ERROR", "rejected", 400),
         ("WARNING", "unavailable", 503),
     ]
-    fields = {"market", "attempt", "source", "correlation_id", "session", "customer", "latency_ms"}
+    fields = {"market", "attempt", "source", "session", "customer", "latency_ms"}
     assert all(fields <= set(line) for line in written)
     for session in sessions:
         assert session.session_key not in json.dumps(written)

@@ -21,6 +21,8 @@ import pytest
 
 from emulated import Clock, FakeElevate
 from endings import Service, new_session, service_of, sweep, tracked
+from endings import end as end_again
+from endings import state as state_of
 from faulty_dynamodb import Drop, FaultyDynamoDB, faulty_dynamodb
 from handler import end
 from handler.application import application as build
@@ -467,12 +469,12 @@ def kill_at(
 
 
 @pytest.mark.parametrize(
-    ("operation", "after", "sent", "sent_in_all"),
+    ("operation", "after", "sent", "repeated", "sent_in_all"),
     [
-        ("UpdateItem", False, 0, 0),  # nothing was accepted, and nobody was told so
-        ("UpdateItem", True, 0, 1),  # claimed, not notified
-        ("BatchExecuteStatement", False, 1, 2),  # notified, not settled: the one duplicate
-        ("BatchExecuteStatement", True, 1, 1),  # settled
+        ("UpdateItem", False, 0, "delivered", 1),  # nothing was written
+        ("UpdateItem", True, 0, "kept", 1),  # claimed, not notified
+        ("BatchExecuteStatement", False, 1, "kept", 2),  # not settled: the one duplicate
+        ("BatchExecuteStatement", True, 1, "over", 1),  # settled
     ],
     ids=["before claim", "between claim and notify", "between notify and settle", "after settle"],
 )
@@ -484,21 +486,27 @@ def test_a_function_killed_between_two_steps(
     operation: str,
     after: bool,
     sent: int,
+    repeated: str,
     sent_in_all: int,
 ) -> None:
+    """Its caller has no answer, and so asks again: nothing was accepted before."""
     processes: list[Any] = []
     kill_at(operation, after, dynamo, lambda: processes[0])
     processes.append(victim("end"))
     assert processes[0].wait(30) == -signal.SIGKILL
     assert len(elevate.received) == sent
+    dynamo.before = dynamo.after = lambda operation: None
     later = Clock(time.time())
     survivor = service_of(settings, later)
+    body = json.loads(sample("api_end")["body"])
+    session = Session("UK", KEY, body["customerKey"])
+    assert end_again(survivor, session, later).result == repeated
     sweep(survivor)
-    assert len(elevate.received) == sent, "the lease still holds"
+    assert len(elevate.received) == sent + (repeated == "delivered"), "a lease still holds"
     later.turn(LEASE_SECONDS + 1)
     sweep(survivor)
     assert len(elevate.received) == sent_in_all
-    assert {status.state for status in survivor.ending.status(KEY)} <= {"ended"}
+    assert state_of(survivor, session) == "ended"
 
 
 def test_a_sweep_that_is_killed_in_the_middle_loses_nothing(

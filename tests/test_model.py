@@ -22,7 +22,7 @@ from registry_table import create_table
 from sessions.elevate import Elevate
 from sessions.ending import Ending
 from sessions.registry import Registry
-from sessions.session import Activity, Outcome, RegistryUnavailable, Session
+from sessions.session import LEASE_SECONDS, Activity, Outcome, RegistryUnavailable, Session
 from sessions.settings import Settings
 from sessions.sweeping import ALL_SHARDS, Sweeper
 from sessions.telemetry import Telemetry
@@ -122,6 +122,7 @@ class Sessions(RuleBasedStateMachine):
         self.accepted: set[str] = set()
         self.asked: set[str] = set()
         self.kept: set[str] = set()
+        self.over: set[str] = set()
         self.tracked_at: dict[str, float] = {}
         # What of that a process could know: the tracks before its last call, which is its claim.
         self.known: dict[str, float] = {}
@@ -175,17 +176,24 @@ class Sessions(RuleBasedStateMachine):
         session = self.sessions[number]
 
         def use(service: Service) -> None:
-            if service.ending.track(Activity(session, int(self.clock.now), interactive)):
-                assert session.session_key not in self.kept, "a sign-out is taken back"
-                self.accepted.add(session.session_key)
-                self.tracked_at[session.session_key] = self.clock.now
+            key = session.session_key
+            if service.ending.track(Activity(session, int(self.clock.now), interactive)) != "over":
+                assert key not in self.kept, "a sign-out is taken back"
+                self.accepted.add(key)
+                self.over.discard(key)
+                self.tracked_at[key] = self.clock.now
+                if self.delivered[key] or key in self.in_flight:
+                    self.excused[key] += 1  # another visit, another end
 
         self.run(trouble, use)
 
     @rule(number=KEYS, trouble=TROUBLE, late=st.integers(min_value=0, max_value=3 * IDLE))
     def end(self, number: int, trouble: list[str], late: int) -> None:
         session = self.sessions[number]
-        self.asked.add(session.session_key)
+        key = session.session_key
+        if self.delivered[key] and key not in self.asked:
+            self.excused[key] += 1  # who signs out had come back
+        self.asked.add(key)
 
         def use(service: Service) -> None:
             result = service.ending.end(session, int(self.clock.now) - late, "api").result
@@ -193,6 +201,7 @@ class Sessions(RuleBasedStateMachine):
                 self.accepted.add(session.session_key)
             if result == "kept" and not any(trouble):
                 self.kept.add(session.session_key)
+                self.over.discard(session.session_key)
 
         self.run(trouble, use)
 
@@ -238,6 +247,8 @@ class Sessions(RuleBasedStateMachine):
     def every_row_leads_somewhere(self) -> None:
         for row in self.rows():
             state = row["state"]["S"]
+            if state in ("ended", "expired", "rejected"):
+                self.over.add(row["sessionKey"]["S"])
             if state == "ended":
                 assert self.delivered[row["sessionKey"]["S"]] > 0, "ended without being told"
             if state in ("ended", "expired"):
@@ -245,6 +256,10 @@ class Sessions(RuleBasedStateMachine):
                 assert "expiresAt" in row
             elif state == "rejected":
                 assert int(row["sweepShard"]["N"]) < 0
+                assert "expiresAt" in row
+            elif state == "ending":
+                # Nobody was promised anything by the claim alone: it goes in the end.
+                assert "dueAt" in row or "expiresAt" in row
             else:
                 assert state in ("open", "retrying")
                 assert int(row["sweepShard"]["N"]) in ALL_SHARDS
@@ -259,13 +274,16 @@ class Sessions(RuleBasedStateMachine):
     def teardown(self) -> None:
         """In the end Elevate is well, and time passes: then nothing may be left."""
         self.answer, self.dies, self.others = "delivered", "", []
+        self.clock.turn(LEASE_SECONDS + 1)
         self.run([], lambda service: service.sweeper.retry_rejected(None, ALL_SHARDS, FOREVER))
         for _ in range(6):
             self.clock.turn(3 * IDLE)
             self.run([], lambda service: service.sweeper.sweep(ALL_SHARDS, FOREVER))
         states = {row["sessionKey"]["S"]: row["state"]["S"] for row in self.rows()}
         assert self.accepted <= set(states), "an accepted session was forgotten"
-        assert set(states.values()) <= {"ended", "expired"}
+        for key, state in states.items():
+            nobody_was_told = key in self.over or key not in self.accepted
+            assert state in ("ended", "expired") or (state == "ending" and nobody_was_told)
         InProcessDynamoDB().delete_table(TableName=self.settings.table_name)
 
 

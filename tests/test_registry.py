@@ -34,7 +34,7 @@ def new_session(market: str = "UK") -> Session:
 
 
 def track(registry: Registry, session: Session, clock: Clock, **changes: Any) -> bool:
-    return registry.track(Activity(session, **({"at": int(clock.now)} | changes)))
+    return registry.track(Activity(session, **({"at": int(clock.now)} | changes))) == "tracked"
 
 
 def due(registry: Registry, clock: Clock, *, rejected: bool = False) -> list[Row]:
@@ -153,12 +153,31 @@ def test_only_one_gets_the_lease_and_the_wish_of_the_other_is_kept(
 def test_a_lease_runs_out(registry: Registry, clock: Clock) -> None:
     """The owner crashed: the row is where the next sweep finds it."""
     session = new_session()
-    claim(registry, session, clock)
+    track(registry, session, clock)
+    clock.turn(IDLE)
+    assert len(registry.claim_due(due(registry, clock)).done) == 1
     clock.turn(LEASE_SECONDS)
     assert registry.claim_due(due(registry, clock)) == Written([], [])
     clock.turn(1)
     assert state(registry, session) == "open"
     assert len(registry.claim_due(due(registry, clock)).done) == 1
+
+
+def test_an_explicit_claim_writes_no_index_and_leaves_nothing_behind_for_ever(
+    registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
+) -> None:
+    """Its caller has no answer yet: if the owner crashes, the caller comes again."""
+    session = new_session()
+    claim(registry, session, clock)
+    left = item(dynamodb, settings, session)
+    assert not {"dueAt", "sweepShard"} & set(left)
+    assert int(left["expiresAt"]["N"]) == int(clock.now) + settings.retention
+    assert registry.claim(session, int(clock.now)) == "in flight"
+    kept = item(dynamodb, settings, session)
+    assert {"dueAt", "sweepShard"} <= set(kept), "who comes while it is in flight is kept"
+    assert "expiresAt" not in kept
+    clock.turn(LEASE_SECONDS)
+    assert isinstance(registry.claim(session, int(clock.now)), Claim)
 
 
 def test_a_lease_that_ran_out_settles_nothing(registry: Registry, clock: Clock) -> None:
@@ -295,8 +314,22 @@ def test_a_kept_end_is_due_at_once(registry: Registry, clock: Clock) -> None:
     session = new_session()
     registry.keep(session, int(clock.now))
     (row,) = due(registry, clock)
-    assert (row.session, row.requested_at) == (session, int(clock.now))
+    assert (row.session, row.active_at) == (session, int(clock.now))
     assert track(registry, session, clock) is False
+
+
+def test_a_kept_end_is_a_sign_of_life_unless_a_later_one_is_known(
+    registry: Registry, clock: Clock
+) -> None:
+    """Elevate's own limit counts from the last sign of life."""
+    session = new_session()
+    track(registry, session, clock)
+    tracked_at = int(clock.now)
+    registry.keep(session, tracked_at - 60)
+    assert [row.active_at for row in due(registry, clock)] == [tracked_at]
+    clock.turn(120)
+    registry.keep(session, tracked_at + 60)
+    assert [row.active_at for row in due(registry, clock)] == [tracked_at + 60]
 
 
 def test_expired_rows_are_counted_once(registry: Registry, clock: Clock) -> None:

@@ -100,6 +100,14 @@ class World:
     def sweep(self, seconds: float = 60) -> None:
         sweep.handle(sample("scheduled_sweep"), Context(seconds))
 
+    def reopen(self) -> None:
+        self.due()
+        self.sweep()
+        (session_key, customer_key) = self.keys[-2:]
+        session = Session("UK", session_key, customer_key)
+        later = Activity(session, int(time.time()) + 1)
+        assert self.application.ending.track(later) == "reopened"
+
     def held_back(self) -> None:
         self.elevate.before_answer = lambda: time.sleep(0.3)  # longer than the read time-out
         for _ in range(3):
@@ -192,6 +200,7 @@ def all_that_happens(
         patch.setattr(world.application.elevate, "notify", crash)
         world.end()
         world.event(end, "session_ended", world.session())
+    world.reopen()
     world.held_back()
     world.without_registry()
     world.end()

@@ -80,7 +80,22 @@ def test_single_writes_are_counted_as_the_emulator_counts_them(
         registry.track(Activity(session, int(clock.now) + seconds))
     clock.turn(1200)
     assert isinstance(registry.claim(session, int(clock.now)), Claim)
-    assert metered.writes == reported.writes == 2 + 3 + 3
+    assert metered.writes == reported.writes == 2 + 3 + 1
+
+
+@pytest.mark.parametrize(("is_tracked", "writes"), [(False, 2), (True, 3)])
+def test_an_explicit_end_costs_two_writes_and_three_if_it_leaves_the_index(
+    settings: Settings, dynamodb: Any, clock: Clock, is_tracked: bool, writes: int
+) -> None:
+    session = Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
+    if is_tracked:
+        Registry(settings, clock=clock).track(Activity(session, int(clock.now)))
+    metered = Metered(aws_clients.client("dynamodb"), dynamodb, settings.table_name)
+    registry = Registry(settings, metered, clock)
+    claim = registry.claim(session, int(clock.now))
+    assert isinstance(claim, Claim)
+    registry.settle([(claim, Settlement("ended", None, 1, 204))])
+    assert (metered.writes, metered.calls) == (writes, 2)
 
 
 def test_a_sweep_costs_three_writes_a_session(

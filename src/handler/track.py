@@ -35,10 +35,10 @@ def _track_one(event: dict[str, Any]) -> Answer:
             errors += invalid.errors
     if errors:
         raise InvalidPayload(errors)
-    if application().ending.track(_activity(payload | {"sessionKey": key}, now())):
-        return answer(HTTPStatus.NO_CONTENT)
-    detail = "This session is over; its key must not be reused."
-    raise Problem(HTTPStatus.CONFLICT, "session-over", detail)
+    if application().ending.track(_activity(payload | {"sessionKey": key}, now())) == "over":
+        detail = "This session was ended on request; its key must not be reused."
+        raise Problem(HTTPStatus.CONFLICT, "session-over", detail)
+    return answer(HTTPStatus.NO_CONTENT)
 
 
 def _status(event: dict[str, Any]) -> Answer:
@@ -57,8 +57,6 @@ def _track_all(event: dict[str, Any], context: Any) -> None:
     at = happened_at(event)
     activities = [_activity(payload, at) for payload in accepted]
     tracked = application().ending.track_all(activities, until_of(context))
-    if over := tracked.count("over"):
-        application().telemetry.count("TrackedTooLate", over)
     demand_all("not tracked", tracked.count("lost"), refused, len(tracked))
 
 

@@ -53,7 +53,7 @@ class End:
     retry_after: int = 1
 
 
-type Tracked = Literal["tracked", "over", "lost"]
+type Tracked = Literal["tracked", "reopened", "over", "lost"]
 
 
 class Ending:
@@ -73,9 +73,12 @@ class Ending:
         self._telemetry = telemetry or Telemetry()
         self._clock = clock
 
-    def track(self, activity: Activity) -> bool:
-        """Note that a session is alive; False if it is over. Raises RegistryUnavailable."""
-        return self._registry.track(activity)
+    def track(self, activity: Activity) -> Literal["tracked", "reopened", "over"]:
+        """Note that a session is alive; see Registry.track. Raises RegistryUnavailable."""
+        tracked = self._registry.track(activity)
+        if tracked != "tracked":
+            self._telemetry.count("Reopened" if tracked == "reopened" else "TrackedTooLate")
+        return tracked
 
     def track_all(self, activities: Sequence[Activity], until: float) -> list[Tracked]:
         """Track many; what there is no time for before `until` (monotonic seconds) is `lost`."""
@@ -84,7 +87,7 @@ class Ending:
             if time.monotonic() >= until:
                 return "lost"
             try:
-                return "tracked" if self.track(activity) else "over"
+                return self.track(activity)
             except RegistryUnavailable as error:
                 self._telemetry.registry_failed("track", error, activity.session)
                 return "lost"

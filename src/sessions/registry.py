@@ -83,16 +83,20 @@ class Registry:
 
     # -- one session -------------------------------------------------------------------------
 
-    def track(self, activity: Activity) -> bool:
-        """Note that a session is alive; False if it is over, or its end has been asked for."""
+    def track(self, activity: Activity) -> Literal["tracked", "reopened", "over"]:
+        """Note that a session is alive.
+
+        "reopened": it was over, by a guess. "over": its end has been asked for.
+        """
         refused = self._update(statements.track(activity, self._settings))
         if refused is None:
-            return True
+            return "tracked"
         if not _is_open(refused):
-            return False
+            reopened = self._update(statements.reopen(activity, self._settings)) is None
+            return "reopened" if reopened else "over"
         if activity.interactive and not refused.get("interactive", {}).get("BOOL"):
             self._update(statements.note_interactive(activity.session))
-        return True
+        return "tracked"
 
     def claim(self, session: Session, asked_at: int) -> Claim | Literal["over", "in flight"]:
         """Take a lease on a session that is to be ended, tracked before or not.
@@ -108,15 +112,20 @@ class Registry:
             return Claim(row_of(written), lease)
         state = refused.get("state", {}).get("S")
         if state == "ended":
+            if "requestedAt" not in refused:
+                self._update(statements.make_final(session, asked_at))
             return "over"
-        if state not in {"open", "retrying", "rejected", "expired"}:
+        if state not in {"open", "retrying", "ending", "rejected", "expired"}:
             raise UnreadableRow("state is not known to this version")
         self.keep(session, asked_at)
         return "in flight"
 
     def keep(self, session: Session, asked_at: int) -> None:
         """Write down that a session is to be ended, due at once, without claiming it."""
-        self._update(statements.keep(session, asked_at, self._now(), self._settings))
+        for alive in (True, False):
+            kept = statements.keep(session, asked_at, self._now(), self._settings, alive=alive)
+            if self._update(kept) is None:
+                break
 
     def status(self, session_key: str) -> list[Status]:
         """Return the states of a session, one for each market it is known in."""
@@ -165,26 +174,33 @@ class Registry:
     def settle(
         self, settlements: Sequence[tuple[Claim, Settlement]]
     ) -> Written[tuple[Claim, Settlement]]:
-        """Write outcomes, each on the condition that its lease is still ours."""
-        now = self._now()
+        """Write outcomes, each on the condition that its lease is still ours.
 
-        def statement(settled: tuple[Claim, Settlement]) -> Statement:
-            return statements.settle(*settled, now, self._settings)
-
-        written = self._write(settlements, statement)
-        # A postponed row that has moved meanwhile keeps its newer due time and loses the lease.
-        moved = [
-            (settled[0], Settlement("open"))
-            for settled in settlements
-            if settled[1].state == "retrying" and settled not in written.done
-        ]
-        written.failed.extend(self._write(moved, statement).failed)
-        return written
+        A session that was asked for in flight is ended all the same if its end was delivered; else
+        what has happened to it in flight counts, and it only loses the lease.
+        """
+        now, settings = self._now(), self._settings
+        written = self._write(
+            [one for one in settlements if one[1].state != "open"],
+            lambda one: statements.settle(*one, now, settings),
+        )
+        left = [one for one in settlements if one not in written.done]
+        asked = self._write(
+            [one for one in left if one[1].state == "ended"],
+            lambda one: statements.settle_asked(*one, now, settings),
+        )
+        given_back = self._write(
+            [one for one in left if one not in asked.done],
+            lambda one: statements.give_back(one[0]),
+        )
+        failed = [*written.failed, *asked.failed, *given_back.failed]
+        return Written([*written.done, *asked.done], failed)
 
     def retry_rejected(self, rows: Sequence[Row], due_at: Callable[[], int]) -> Written[Row]:
         """Make rows due again that still are rejected."""
+        now, settings = self._now(), self._settings
         return self._write(
-            rows, lambda row: statements.retry_rejected(row, due_at(), self._settings)
+            rows, lambda row: statements.retry_rejected(row, due_at(), now, settings)
         )
 
     # -- calls -------------------------------------------------------------------------------

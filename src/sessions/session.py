@@ -5,7 +5,7 @@ from typing import Any, Literal, TypedDict
 
 from aws_lambda_powertools.utilities.validation.exceptions import SchemaValidationError
 
-type State = Literal["open", "retrying", "ended", "rejected", "expired"]
+type State = Literal["open", "retrying", "ending", "ended", "rejected", "expired"]
 type Source = Literal["api", "event", "sweep"]
 
 # A lease must outlive the invocation that holds it: what Lambda has killed sends nothing any more.
@@ -43,7 +43,7 @@ class Row:
     """A session with what a decision about it needs; times in epoch seconds."""
 
     session: Session
-    due_at: int
+    due_at: int | None  # None: not in the index
     active_at: int
     shard: int = 0
     attempts: int = 0
@@ -82,10 +82,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What to write about a claimed session.
-
-    State `open` gives the row back as it was. `due_at` is for `retrying` only.
-    """
+    """What to write about a claimed session; `open` gives it back. `due_at` is for `retrying`."""
 
     state: State
     due_at: int | None = None
@@ -99,7 +96,7 @@ class Status:
     """What may be shown of a session: everything but the customerKey."""
 
     market: str
-    state: State | Literal["ending"]
+    state: State
     due_at: int | None
     attempts: int
     last_status: int | None

@@ -1,12 +1,16 @@
 """Every write of the registry: what it changes, and the condition that guards it.
 
 A row is due while it has `dueAt` and `sweepShard`, the keys of the sparse index `due`. A lease
-(`lease`, `leaseUntil`) lies on top of that and is not in the index, so claiming a session costs no
-index write, and a crash at any line leaves the row where the next sweep finds it:
+(`lease`, `leaseUntil`) lies on top of that and is not in the index, so that claiming costs no index
+write. An explicit end enters the index only if it must be tried again:
 
     track ──> dueAt = last activity + idle          claim ──> lease, leaseUntil = now + 90 s
-    settle ─> finished: dueAt removed               crash ──> leaseUntil passes, dueAt still there
+    keep ───> dueAt = now                           crash ──> leaseUntil passes
+    settle ─> finished: dueAt removed
               retrying: dueAt = now + backoff
+
+A row of somebody who was promised something is in the index and has no TTL. All others have one:
+finished rows, and a row that nothing but a claim has made, for its caller has no answer yet.
 
 One row is written by UpdateItem, pages of rows by PartiQL statements in batches.
 """
@@ -23,17 +27,29 @@ from sessions.settings import Settings
 type Values = Mapping[str, Any]
 type Statement = tuple[str, list[dict[str, Any]]]
 
+# An explicit end may be asked for, of any session but those that an explicit end has ended. After
+# an idle end, which is a guess, the visitor must have been there to sign out.
+_MAY_END = (
+    "#state IN (:open, :retrying, :ending, :rejected, :expired)"
+    " OR (#state = :ended AND attribute_not_exists(requestedAt) AND settledAt < :requestedAt)"
+)
 # Upsert by an explicit end. Protects an ended session from being ended again and a session in
-# flight from a second notification; a claim whose answer was lost finds its own lease again. An
-# expired session was never ended by us: who asks for its end knows of a later sign of life.
+# flight from a second notification; a claim whose answer was lost finds its own lease again.
 CLAIM_CONDITION = (
-    "attribute_not_exists(sessionKey)"
-    " OR (#state IN (:open, :retrying, :rejected, :expired) AND leaseUntil <= :now)"
-    " OR lease = :lease"
+    f"attribute_not_exists(sessionKey) OR (leaseUntil <= :now AND ({_MAY_END})) OR lease = :lease"
 )
 # Record the wish to end a session that someone else is just ending: only if it is not over.
-KEEP_CONDITION = (
-    "attribute_not_exists(sessionKey) OR #state IN (:open, :retrying, :rejected, :expired)"
+KEEP_CONDITION = f"(attribute_not_exists(sessionKey) OR {_MAY_END})"
+# The same, if the wish is also the latest sign of life; Elevate's own limit counts from there.
+KEEP_ALIVE_CONDITION = (
+    f"{KEEP_CONDITION} AND (attribute_not_exists(activeAt) OR activeAt < :requestedAt)"
+)
+# An explicit end came after the idle one. Protects the time of an earlier wish.
+FINAL_CONDITION = "#state = :ended AND attribute_not_exists(requestedAt)"
+# Reopen. Protects explicit ends, which are final, and a finished row from older news.
+REOPEN_CONDITION = (
+    "#state IN (:ended, :rejected, :expired) AND attribute_not_exists(requestedAt)"
+    " AND settledAt <= :activeAt"
 )
 # Track. Protects finished and explicitly ended sessions, and the row from writes that change
 # little: older news, and activity that moves by less than the slack.
@@ -45,16 +61,18 @@ TRACK_CONDITION = (
 # A late event may still know that the visitor had clicked; that only ever lengthens the deadline.
 INTERACTIVE_CONDITION = "#state IN (:open, :retrying) AND attribute_not_exists(requestedAt)"
 
-# Claim by a sweep. Protects a session tracked, settled or claimed since the index was read.
-DUE_CONDITION = '"dueAt" = ? AND "leaseUntil" < ?'
-# Settle. Protects what another owner wrote after our lease had run out.
+# Claim by a sweep, or expire. Protects a session that was tracked, asked for, settled (perhaps
+# parked within the same second) or claimed since the index was read.
+DUE_CONDITION = '"sweepShard" = ? AND "dueAt" = ? AND "activeAt" = ? AND "leaseUntil" < ?'
+# Give a row back. Protects what another owner wrote after our lease had run out.
 OURS_CONDITION = '"lease" = ?'
-# Postpone. Protects the newer due time of a session that was tracked, or asked for, in flight.
-OURS_UNMOVED_CONDITION = '"lease" = ? AND "dueAt" = ?'
-# Retry a rejected session. Protects one that was ended or retried since the index was read.
-REJECTED_CONDITION = '"state" = \'rejected\' AND "dueAt" = ?'
+# Settle. Protects a session that was tracked, or asked for, while its notification was in flight.
+OURS_UNMOVED_CONDITION = '"lease" = ? AND "activeAt" = ? AND "dueAt" = ?'
+OURS_UNINDEXED_CONDITION = '"lease" = ? AND "activeAt" = ? AND "dueAt" IS MISSING'
+# Settle a delivered end that was asked for in flight: it is what was asked for.
+OURS_ASKED_CONDITION = '"lease" = ? AND "requestedAt" > ?'
 
-_STATES = ("open", "retrying", "ended", "rejected", "expired")
+_STATES = ("open", "retrying", "ending", "ended", "rejected", "expired")
 _INDEX = ("dueAt", "sweepShard")
 _PERSONAL = ("customerKey", "userContext", "lastReason")
 _FREE = {"leaseUntil": 0}
@@ -99,6 +117,26 @@ def track(activity: Activity, settings: Settings) -> dict[str, Any]:
     return _update(session, condition, sets | known, defaults, unknown, values)
 
 
+def reopen(activity: Activity, settings: Settings) -> dict[str, Any]:
+    """Open a session again that was over by a guess: its visitor is back."""
+    session = activity.session
+    known, unknown = _identity(session)
+    sets: dict[str, Any] = {
+        "state": "open",
+        "activeAt": activity.at,
+        "dueAt": idle_at(activity.at, settings.idle),
+        "sweepShard": shard_of(session.session_key, settings.shards),
+        "attempts": 0,
+        "leaseUntil": 0,
+    }
+    gone = [*unknown, "expiresAt", "settledAt", "lastStatus", "lastReason", "lease"]
+    if activity.interactive is None:
+        gone.append("interactive")
+    else:
+        sets["interactive"] = activity.interactive
+    return _update(session, REOPEN_CONDITION, sets | known, removes=gone)
+
+
 def note_interactive(session: Session) -> dict[str, Any]:
     """Note that Elevate has seen an interactive notification."""
     return _update(session, INTERACTIVE_CONDITION, {"interactive": True})
@@ -109,28 +147,40 @@ def claim(
 ) -> dict[str, Any]:
     """Take a lease on a session that is to be ended, tracked before or not."""
     known, unknown = _identity(session)
-    sets = _asked(session, asked_at, now, settings) | known
-    sets |= {"lease": lease, "leaseUntil": now + LEASE_SECONDS}
+    sets = {
+        "state": "ending",
+        "requestedAt": asked_at,
+        "lease": lease,
+        "leaseUntil": now + LEASE_SECONDS,
+        "expiresAt": now + settings.retention,
+    }
     defaults = {"activeAt": asked_at, "attempts": 0}
-    removes = ["expiresAt", *unknown]
-    return _update(session, CLAIM_CONDITION, sets, defaults, removes, {"now": now})
+    return _update(session, CLAIM_CONDITION, sets | known, defaults, unknown, {"now": now})
 
 
-def keep(session: Session, asked_at: int, now: int, settings: Settings) -> dict[str, Any]:
-    """Write down that a session is to be ended, due at once, without claiming it."""
+def keep(
+    session: Session, asked_at: int, now: int, settings: Settings, *, alive: bool
+) -> dict[str, Any]:
+    """Write down that a session is to be ended, due at once, without claiming it.
+
+    `alive` takes the wish for the latest sign of life.
+    """
     known, unknown = _identity(session)
-    sets = _asked(session, asked_at, now, settings) | known
-    defaults = {"activeAt": asked_at, "attempts": 0, "leaseUntil": 0}
-    return _update(session, KEEP_CONDITION, sets, defaults, ["expiresAt", *unknown])
-
-
-def _asked(session: Session, asked_at: int, now: int, settings: Settings) -> dict[str, Any]:
-    return {
+    sets = {
         "state": "open",
         "requestedAt": asked_at,
         "dueAt": now,
         "sweepShard": shard_of(session.session_key, settings.shards),
     }
+    defaults = {"attempts": 0, "leaseUntil": 0}
+    (sets if alive else defaults)["activeAt"] = asked_at
+    condition = KEEP_ALIVE_CONDITION if alive else KEEP_CONDITION
+    return _update(session, condition, sets | known, defaults, ["expiresAt", *unknown])
+
+
+def make_final(session: Session, asked_at: int) -> dict[str, Any]:
+    """Note that an explicit end was asked for of a session that has ended as idle."""
+    return _update(session, FINAL_CONDITION, {"requestedAt": asked_at})
 
 
 def _identity(session: Session) -> tuple[dict[str, Any], list[str]]:
@@ -180,44 +230,64 @@ def _name(attribute: str) -> str:
 def claim_due(claim: Claim, now: int) -> Statement:
     """Take a lease on a due row that has not changed since it was read."""
     sets = {"lease": claim.lease, "leaseUntil": now + LEASE_SECONDS}
-    return _statement(claim.row, sets, (), DUE_CONDITION, claim.row.due_at, now)
+    return _statement(claim.row, sets, ["expiresAt"], *_due(claim.row, now))
 
 
 def expire(row: Row, now: int, settings: Settings) -> Statement:
     """Settle a due row that Elevate must have ended itself, if it has not changed."""
     sets = {"state": "expired"} | _finished(now, settings)
-    return _statement(row, sets, (*_INDEX, *_PERSONAL), DUE_CONDITION, row.due_at, now)
+    return _statement(row, sets, (*_INDEX, *_PERSONAL), *_due(row, now))
 
 
 def settle(claim: Claim, settlement: Settlement, now: int, settings: Settings) -> Statement:
-    """Write the outcome of a claimed session, on the condition that the lease is still ours."""
-    row, ours = claim.row, (OURS_CONDITION, claim.lease)
-    told: dict[str, Any] = {
+    """Write the outcome of a claimed session, if nothing has happened to it in flight."""
+    row = claim.row
+    shard = shard_of(row.session.session_key, settings.shards)
+    sets: dict[str, Any] = {
         "state": settlement.state,
         "attempts": settlement.attempts,
         "lastStatus": settlement.status,
     } | _FREE
+    gone = ["lease"]
     match settlement.state:
-        case "open":
-            return _statement(row, _FREE, ["lease"], *ours)
         case "retrying":
-            told |= {"dueAt": settlement.due_at, "lastReason": settlement.reason}
-            unmoved = (OURS_UNMOVED_CONDITION, claim.lease, row.due_at)
-            return _statement(row, told, ["lease"], *unmoved)
+            sets |= {"activeAt": row.alive_at, "dueAt": settlement.due_at, "sweepShard": shard}
+            sets |= {"lastReason": settlement.reason}
+            gone += ["expiresAt"]
         case "rejected":
-            shard = shard_of(row.session.session_key, settings.shards)
-            told |= {"dueAt": now, "sweepShard": parked(shard), "lastReason": settlement.reason}
-            return _statement(row, told | _finished(now, settings), ["lease"], *ours)
+            sets |= {"dueAt": now, "sweepShard": parked(shard), "lastReason": settlement.reason}
+            sets |= _finished(now, settings)
         case _:
-            gone = ("lease", *_INDEX, *_PERSONAL)
-            return _statement(row, told | _finished(now, settings), gone, *ours)
+            sets |= _finished(now, settings)
+            gone += [*_INDEX, *_PERSONAL]
+    if row.due_at is None:
+        return _statement(row, sets, gone, OURS_UNINDEXED_CONDITION, claim.lease, row.active_at)
+    compared = (claim.lease, row.active_at, row.due_at)
+    return _statement(row, sets, gone, OURS_UNMOVED_CONDITION, *compared)
 
 
-def retry_rejected(row: Row, due_at: int, settings: Settings) -> Statement:
-    """Make a row due again that still is rejected."""
+def settle_asked(claim: Claim, settlement: Settlement, now: int, settings: Settings) -> Statement:
+    """Write that a session is ended whose end was asked for while it was in flight."""
+    sets: dict[str, Any] = {"state": "ended", "attempts": settlement.attempts} | _FREE
+    sets |= {"lastStatus": settlement.status} | _finished(now, settings)
+    gone = ["lease", *_INDEX, *_PERSONAL]
+    return _statement(claim.row, sets, gone, OURS_ASKED_CONDITION, claim.lease, 0)
+
+
+def give_back(claim: Claim) -> Statement:
+    """Let go of a row; whatever else it holds stays as it is."""
+    return _statement(claim.row, _FREE, ["lease"], OURS_CONDITION, claim.lease)
+
+
+def retry_rejected(row: Row, due_at: int, now: int, settings: Settings) -> Statement:
+    """Make a row due again that is still parked as rejected."""
     shard = shard_of(row.session.session_key, settings.shards)
     sets = {"state": "retrying", "dueAt": due_at, "sweepShard": shard, "attempts": 0}
-    return _statement(row, sets, ["expiresAt"], REJECTED_CONDITION, row.due_at)
+    return _statement(row, sets, ["expiresAt"], *_due(row, now))
+
+
+def _due(row: Row, now: int) -> tuple[Any, ...]:
+    return (DUE_CONDITION, row.shard, row.due_at, row.active_at, now)
 
 
 def _finished(now: int, settings: Settings) -> dict[str, Any]:

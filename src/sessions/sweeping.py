@@ -299,11 +299,11 @@ class _DueRows:
         for page in pages.values():
             if page and page.rows:
                 self.counts["backlog"] += len(page.rows)
-                self.oldest = max(self.oldest, now - page.rows[0].due_at)
+                self.oldest = max(self.oldest, now - _due(page.rows[0]))
         self._streams = [self._stream(shard, page) for shard, page in pages.items()]
 
     def __iter__(self) -> Iterator[Row]:
-        return heapq.merge(*self._streams, key=lambda row: row.due_at)
+        return heapq.merge(*self._streams, key=_due)
 
     def _stream(self, shard: int, page: Page | None) -> Iterator[Row]:
         while page:
@@ -319,3 +319,7 @@ class _DueRows:
             self._telemetry.registry_failed("query", error)
             self.failed += 1
             return None
+
+
+def _due(row: Row) -> int:
+    return row.due_at or 0

@@ -1,0 +1,196 @@
+"""Visitors who come back: an idle end is a guess, an explicit end is final."""
+
+from typing import Any
+
+import pytest
+
+from emulated import Clock, FakeElevate
+from endings import IDLE, Service, end, new_session, state, sweep, tracked
+from sessions.lifetime import DAY, HOUR, MINUTE
+from sessions.session import Activity, Session, Settlement
+from sessions.settings import Settings
+from sessions.sweeping import ALL_SHARDS
+
+FOREVER = 1e12
+
+
+def back(service: Service, session: Session, clock: Clock) -> str:
+    return service.ending.track(Activity(session, int(clock.now)))
+
+
+def ended_as_idle(service: Service, clock: Clock) -> Session:
+    (session,) = tracked(service, clock, 1)
+    clock.turn(IDLE)
+    assert sweep(service).counts["delivered"] == 1
+    return session
+
+
+def test_activity_after_an_idle_end_reopens_the_session_and_it_is_ended_again(
+    service: Service, clock: Clock, elevate: FakeElevate, item: Any
+) -> None:
+    session = ended_as_idle(service, clock)
+    clock.turn(HOUR)
+    assert back(service, session, clock) == "reopened"
+    assert state(service, session) == "open"
+    assert "expiresAt" not in item(session), "a row with work left has no TTL"
+    assert back(service, session, clock) == "tracked"
+    clock.turn(IDLE)
+    assert sweep(service).counts["delivered"] == 1
+    assert elevate.keys() == [session.session_key] * 2
+
+
+def test_activity_after_an_expiry_reopens_the_session(
+    service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
+) -> None:
+    (session,) = tracked(service, clock, 1)
+    clock.turn(settings.session_limit + settings.slack)
+    assert sweep(service).counts["expired"] == 1
+    assert back(service, session, clock) == "reopened"
+    clock.turn(IDLE)
+    assert sweep(service).counts["delivered"] == 1
+
+
+def test_activity_after_a_rejected_idle_end_reopens_the_session(
+    service: Service, clock: Clock, elevate: FakeElevate
+) -> None:
+    """An operator who retries what was rejected then ends no living session."""
+    elevate.statuses = [400, 204]
+    (session,) = tracked(service, clock, 1)
+    clock.turn(IDLE)
+    assert sweep(service).counts["rejected"] == 1
+    clock.turn(MINUTE)
+    assert back(service, session, clock) == "reopened"
+    assert service.sweeper.retry_rejected(None, ALL_SHARDS, FOREVER).counts["claimed"] == 0
+    clock.turn(2 * MINUTE)
+    assert sweep(service).counts["due"] == 0
+    assert state(service, session) == "open"
+
+
+@pytest.mark.parametrize("status", [204, 400])
+def test_an_explicit_end_is_final(
+    service: Service, clock: Clock, elevate: FakeElevate, status: int
+) -> None:
+    elevate.statuses = [status]
+    (session,) = tracked(service, clock, 1)
+    end(service, session, clock)
+    clock.turn(DAY)
+    assert back(service, session, clock) == "over"
+
+
+def test_an_explicit_end_of_a_session_that_had_ended_as_idle_is_sent_and_is_final(
+    service: Service, clock: Clock, elevate: FakeElevate
+) -> None:
+    """The visitor signs out: so they had come back, tracked or not."""
+    session = ended_as_idle(service, clock)
+    clock.turn(MINUTE)
+    assert end(service, session, clock).result == "delivered"
+    assert end(service, session, clock).result == "over"
+    assert back(service, session, clock) == "over"
+    assert elevate.keys() == [session.session_key] * 2
+
+
+def test_a_late_explicit_end_is_not_sent_after_an_idle_end_but_is_final(
+    service: Service, clock: Clock, elevate: FakeElevate
+) -> None:
+    session = ended_as_idle(service, clock)
+    before = int(clock.now) - MINUTE
+    clock.turn(MINUTE)
+    assert service.ending.end(session, before, "event").result == "over"
+    assert back(service, session, clock) == "over"
+    assert len(elevate.received) == 1
+
+
+def test_old_news_of_a_session_reopens_nothing(
+    service: Service, clock: Clock, elevate: FakeElevate
+) -> None:
+    session = ended_as_idle(service, clock)
+    assert service.ending.track(Activity(session, int(clock.now) - 1)) == "over"
+    assert state(service, session) == "ended"
+
+
+def test_a_reopened_session_knows_nothing_of_its_former_life(
+    service: Service, clock: Clock, item: Any
+) -> None:
+    (session,) = tracked(service, clock, 1, interactive=True)
+    clock.turn(IDLE)
+    sweep(service)
+    clock.turn(HOUR)
+    assert back(service, session, clock) == "reopened"
+    assert not {"interactive", "settledAt", "lastStatus", "lease"} & set(item(session))
+
+
+def test_a_visitor_who_comes_back_while_the_end_is_in_flight_is_ended_again(
+    service: Service, clock: Clock, elevate: FakeElevate
+) -> None:
+    (session,) = tracked(service, clock, 1)
+    clock.turn(IDLE)
+
+    def come_back() -> None:
+        assert back(service, session, clock) == "tracked"
+
+    elevate.before_answer = come_back
+    assert sweep(service).counts["delivered"] == 1
+    elevate.before_answer = lambda: None
+    assert state(service, session) == "open"
+    clock.turn(IDLE)
+    assert sweep(service).counts["delivered"] == 1
+    assert state(service, session) == "ended"
+
+
+def test_a_sign_out_while_the_idle_end_is_in_flight_is_sent_once_and_is_final(
+    service: Service, clock: Clock, elevate: FakeElevate
+) -> None:
+    (session,) = tracked(service, clock, 1)
+    clock.turn(IDLE)
+    asked: list[str] = []
+    elevate.before_answer = lambda: asked.append(end(service, session, clock).result)
+    sweep(service)
+    assert asked == ["kept"]
+    assert state(service, session) == "ended"
+    assert back(service, session, clock) == "over"
+    assert len(elevate.received) == 1
+
+
+def test_a_sign_out_that_was_accepted_is_not_settled_as_expired_unsent(
+    service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
+) -> None:
+    """An old event has claimed the session; the API's end meets its lease and is kept."""
+    session = new_session()
+    long_ago = int(clock.now) - settings.session_limit - settings.slack
+    claimed = service.registry.claim(session, long_ago)
+    assert not isinstance(claimed, str)
+    assert end(service, session, clock).result == "kept"
+    service.registry.settle([(claimed, Settlement("expired"))])
+    assert state(service, session) == "open"
+    assert sweep(service).counts["delivered"] == 1
+
+
+def test_a_rejected_row_is_not_claimed_by_a_sweep_that_read_it_before(
+    service: Service, clock: Clock, elevate: FakeElevate, item: Any
+) -> None:
+    """Claim, rejection and the sweep's read fall in one second."""
+    session = new_session()
+    service.registry.keep(session, int(clock.now))
+    (row,) = [r for s in ALL_SHARDS for r in service.registry.due(s, int(clock.now)).rows]
+    elevate.statuses = [400]
+    assert sweep(service).counts["rejected"] == 1
+    clock.turn(100)  # any lease is over
+    assert service.registry.claim_due([row]).done == []
+    assert service.registry.expire([row]).done == []
+    assert state(service, session) == "rejected"
+
+
+@pytest.mark.parametrize("before", ["ended", "rejected", "expired"])
+def test_a_kept_end_has_no_ttl(
+    service: Service, clock: Clock, elevate: FakeElevate, item: Any, settings: Settings, before: str
+) -> None:
+    elevate.statuses = [400 if before == "rejected" else 204]
+    (session,) = tracked(service, clock, 1)
+    clock.turn(settings.session_limit + settings.slack if before == "expired" else IDLE)
+    sweep(service)
+    assert state(service, session) == before
+    assert "expiresAt" in item(session)
+    clock.turn(1)
+    service.registry.keep(session, int(clock.now))
+    assert "expiresAt" not in item(session)
+    assert state(service, session) == "open"
