@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")]
 
 
@@ -31,3 +32,10 @@ def test_every_make_target_that_is_named_exists() -> None:
     for document in DOCUMENTS:
         named = set(re.findall(r"`make ([a-z-]+)", document.read_text()))
         assert named <= targets, document.name
+
+
+def test_every_file_that_contributing_names_exists() -> None:
+    named = re.findall(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:toml|yaml|md))`", CONTRIBUTING.read_text())
+    assert len(named) > 10
+    kept = [name for name in named if not name.startswith(".local/")]
+    assert [name for name in kept if not (ROOT / name).exists()] == []
