@@ -8,7 +8,7 @@ export SAM_CLI_TELEMETRY := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit explore fuzz verify bench status session forget session-hash sweep retry-rejected redrive tail docs check scan audit format build lock clean
+.PHONY: help run test unit explore fuzz verify bench status session forget session-hash sweep retry-rejected redrive tail docs check scan audit sbom format build lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,12 @@ scan: $(VENV)/scan/installed ## Look for what is insecure in the template (.chec
 
 audit: $(VENV)/scan/installed ## Ask PyPI for known vulnerabilities in what the functions ship
 	$(VENV)/scan/bin/pip-audit --require-hashes --disable-pip -r src/requirements.txt
+
+sbom: $(VENV)/scan/installed ## Write the list of what the functions ship (CycloneDX) to .local/sbom.json
+	@mkdir -p .local
+	@PYTHONWARNINGS=ignore $(VENV)/scan/bin/cyclonedx-py requirements --pyproject pyproject.toml \
+		--sv 1.6 --short-PURLs --output-reproducible --outfile .local/sbom.json src/requirements.txt
+	@echo "Written: .local/sbom.json"
 
 format: $(VENV)/installed ## Format the code
 	$(BIN)/ruff check --fix

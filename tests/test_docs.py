@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")]
 
 
 def anchors(document: Path) -> set[str]:
@@ -15,7 +16,7 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
         if link.startswith("https://"):
@@ -31,3 +32,10 @@ def test_every_make_target_that_is_named_exists() -> None:
     for document in DOCUMENTS:
         named = set(re.findall(r"`make ([a-z-]+)", document.read_text()))
         assert named <= targets, document.name
+
+
+def test_every_file_that_contributing_names_exists() -> None:
+    named = re.findall(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:toml|yaml|md))`", CONTRIBUTING.read_text())
+    assert len(named) > 10
+    kept = [name for name in named if not name.startswith(".local/")]
+    assert [name for name in kept if not (ROOT / name).exists()] == []

@@ -1,8 +1,12 @@
 """The built package: complete, small, pure Python, with bytecode that Lambda accepts."""
 
+import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,8 @@ from handlers import sample
 from local.rie import LambdaFunction
 from sessions.settings import Settings
 
-SRC = Path(__file__).parent.parent / "src"
+ROOT = Path(__file__).parent.parent
+SRC = ROOT / "src"
 MEGABYTES = 1024 * 1024
 
 
@@ -46,6 +51,42 @@ def test_all_bytecode_is_hash_based_and_unchecked_and_names_no_place_of_the_buil
         content = path.read_bytes()
         assert content[4:8] == b"\x01\x00\x00\x00", "flags: hash-based, not checked"
         assert str(package).encode() not in content
+
+
+def test_two_builds_are_the_same_to_the_byte(package: Path, tmp_path: Path) -> None:
+    # In another folder, with dependencies installed anew, and with other hashes of strings
+    again = tmp_path / "elsewhere" / "TrackFunction"
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    subprocess.run([sys.executable, SRC / "package.py", again], env=environment, check=True)
+    built = {path.relative_to(package): path.read_bytes() for path in files(package)}
+    rebuilt = {path.relative_to(again): path.read_bytes() for path in files(again)}
+    assert built.keys() == rebuilt.keys()
+    assert [name for name in built if built[name] != rebuilt[name]] == []
+    modes = [[path.stat().st_mode for path in files(folder)] for folder in (package, again)]
+    assert modes[0] == modes[1]
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_sbom_lists_what_the_package_ships(package: Path) -> None:
+    if not (ROOT / ".venv" / "scan" / "bin" / "cyclonedx-py").exists():
+        pytest.skip("the scanners are not installed: make check")
+    subprocess.run(["/usr/bin/env", "make", "sbom"], cwd=ROOT, check=True, capture_output=True)
+    sbom = json.loads((ROOT / ".local" / "sbom.json").read_text())
+    assert (sbom["bomFormat"], sbom["specVersion"]) == ("CycloneDX", "1.6")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    described = sbom["metadata"]["component"]
+    assert (described["name"], described["version"]) == (project["name"], project["version"])
+    listed = {(part["name"], part["version"]) for part in sbom["components"]}
+    locked = re.findall(r"^(\S+)==(\S+)", (SRC / "requirements.txt").read_text(), re.MULTILINE)
+    assert listed == set(locked)
+    # Every folder and module that is not ours belongs to one of them.
+    own = {"handler", "sessions", "__pycache__"}
+    shipped = {path.stem for path in package.iterdir()} - own
+    names = {name.replace("-", "_") for name, _ in listed} | {"dateutil"}
+    assert shipped <= names
 
 
 @pytest.fixture
