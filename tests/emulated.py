@@ -53,6 +53,8 @@ class FakeElevate:
     statuses: list[int] = field(default_factory=lambda: [204])
     received: list[dict[str, str]] = field(default_factory=list)
     before_answer: Callable[[], None] = lambda: None
+    # A market's own answer, after so many seconds.
+    markets: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def keys(self) -> list[str]:
         """Return the session keys received, in order."""
@@ -68,10 +70,13 @@ def elevate() -> Iterator[FakeElevate]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
+            query = dict(parse_qsl(urlsplit(self.path).query))
             with lock:
-                fake.received.append(dict(parse_qsl(urlsplit(self.path).query)))
+                fake.received.append(query)
                 status = fake.statuses.pop(0) if len(fake.statuses) > 1 else fake.statuses[0]
             fake.before_answer()
+            status, seconds = fake.markets.get(query.get("esales.market", ""), (status, 0.0))
+            time.sleep(seconds)
             # What it refuses it says back, keys and all, as servers do.
             body = b"" if status == 204 else f"no: {self.path} {unquote(self.path)}".encode()
             self.send_response(status)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -352,6 +353,21 @@ def test_a_list_of_tracks_for_which_there_is_no_time_comes_again(
     activities.append(activities[0])
     assert service.ending.track_all(activities, time.monotonic()) == ["lost"] * 4
     assert service.ending.track_all(activities, time.monotonic() + 60) == ["tracked"] * 4
+
+
+def test_one_duplicate_does_not_make_a_long_list_of_tracks_run_one_by_one(
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock
+) -> None:
+    """All threads meet at DynamoDB; the last word on the session that comes twice counts."""
+    meeting = threading.Barrier(4, timeout=10)
+    activities = [Activity(new_session(), int(clock.now)) for _ in range(8)]
+    clicked = replace(activities[0], interactive=True)
+    dynamo.before = lambda operation: meeting.wait() and None
+    service.ending.track_all([*activities[:7], clicked], time.monotonic() + 60)
+    dynamo.before = lambda operation: None
+    clock.turn(1800)
+    rows = [row for shard in ALL_SHARDS for row in service.registry.due(shard, int(clock())).rows]
+    assert [row.interactive for row in rows if row.session == clicked.session] == [True]
 
 
 def test_a_batch_that_fails_as_a_whole_leaves_its_rows_due(

@@ -11,7 +11,7 @@ from emulated import FakeElevate
 from handler import sweep
 from handler.application import Application
 from handler.events import InvalidEvent
-from handlers import Context, sample
+from handlers import Context, forget, sample
 from sessions.session import MAX_SHARDS, Activity, Session
 from sessions.statements import shard_of
 
@@ -84,11 +84,58 @@ def test_out_of_time_what_is_left_is_handed_over_one_event_per_shard(
     assert {w["correlation_id"] for w in written} == {Context.aws_request_id}
 
 
-def test_a_chain_of_hand_overs_ends(application: Application, put: list[dict[str, Any]]) -> None:
+def test_a_lasting_backlog_has_one_hand_over_a_shard(
+    application: Application, put: list[dict[str, Any]]
+) -> None:
+    """Every sweep of 20 minutes runs out of time: none of them sees another's end."""
+    quiet(application, 40)
+    at_once = []
+    for _ in range(20):
+        sweep.handle(sample("scheduled_sweep"), Context(seconds=5))
+        handed_over, put[:] = list(put), []
+        at_once.append([json.loads(entry["Detail"])["shards"] for entry in handed_over])
+        for entry in handed_over:
+            detail = json.loads(entry["Detail"])
+            sweep.handle(sample("session_sweep", detail=detail), Context(seconds=5))
+        assert put == [], "what a hand-over leaves is the next tick's"
+    assert all(len(shards) == application.settings.shards for shards in at_once)
+
+
+def test_a_hand_over_is_over_before_the_next_tick_hands_over(
+    application: Application, elevate: FakeElevate, put: list[dict[str, Any]]
+) -> None:
+    """With 15 seconds left a tick sends; a hand-over has none to spare."""
     quiet(application, 3)
-    event = sample("session_sweep", detail={"depth": sweep.MAX_DEPTH})
-    sweep.handle(event, Context(seconds=5))
+    sweep.handle(sample("session_sweep", detail={"depth": 1}), Context(seconds=15))
+    assert elevate.received == []
+    sweep.handle(sample("scheduled_sweep"), Context(seconds=15))
+    assert len(elevate.received) == 3
+
+
+def test_where_elevates_rate_is_bounded_nothing_is_handed_over(
+    application: Application, put: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELEVATE_MAX_RATE", "5")
+    forget()
+    quiet(application, 3)
+    sweep.handle(sample("scheduled_sweep"), Context(seconds=5))
     assert put == []
+
+
+def test_a_retry_of_what_was_rejected_goes_on_with_its_market(
+    application: Application, elevate: FakeElevate, put: list[dict[str, Any]]
+) -> None:
+    elevate.statuses = [400]
+    quiet(application, 40)
+    sweep.handle(sample("scheduled_sweep"), Context())
+    event = sample("retry_rejected", detail={"retry": "rejected", "market": "UK"})
+    sweep.handle(event, Context(seconds=0))
+    (detail,) = [json.loads(entry["Detail"]) for entry in put]
+    assert (detail["retry"], detail["market"], detail["depth"]) == ("rejected", "UK", 1)
+    assert detail["shards"]
+    last = detail | {"depth": sweep.MAX_DEPTH}
+    sweep.handle(sample("retry_rejected", detail=last), Context(seconds=0))
+    assert len(put) == 1
 
 
 def test_a_bus_that_takes_nothing_is_no_failure_of_the_sweep(

@@ -1,6 +1,8 @@
 """Sweeps: what is due is ended once, in time, at Elevate's pace; with a real registry."""
 
+import io
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -9,17 +11,21 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from aws_lambda_powertools import Logger
+from botocore.exceptions import ClientError
 
 from emulated import Clock, FakeElevate
 from endings import FOREVER, IDLE, Service, end, new_session, state, sweep, tracked
 from sessions.dialects import STOREFRONT_V3
+from sessions.elevate import Elevate
 from sessions.ending import BACKOFF_LIMIT
 from sessions.lifetime import HOUR, MINUTE
-from sessions.registry import BATCH
+from sessions.registry import BATCH, Registry
 from sessions.session import Activity, Outcome, Session
 from sessions.settings import Settings
 from sessions.statements import shard_of
-from sessions.sweeping import ALL_SHARDS, SETTLE_RESERVE, Pacer
+from sessions.sweeping import ALL_SHARDS, SETTLE_RESERVE, Pacer, Sweeper
+from sessions.telemetry import Telemetry
 
 type Log = Callable[[], list[dict[str, Any]]]
 
@@ -61,6 +67,90 @@ def test_a_sweep_that_finds_elevate_down_stops_after_its_first_batch(
     elevate.statuses = [204]
     clock.turn(2 * settings.retry_base)
     assert sweep(service).counts["delivered"] == len(sessions)
+
+
+@pytest.mark.parametrize("trouble", [(500, 0.0), (204, 1.0)], ids=["fails", "hangs"])
+@pytest.mark.parametrize(("ill", "well"), [(100, 100), (900, 100)], ids=["half", "90 %"])
+def test_a_market_in_trouble_keeps_no_other_waiting(
+    settings: Settings,
+    make: Callable[[Settings], Service],
+    clock: Clock,
+    elevate: FakeElevate,
+    trouble: tuple[int, float],
+    ill: int,
+    well: int,
+) -> None:
+    """Its sessions are the oldest, and there are many of them: each tick ends all the others."""
+    service = make(replace(settings, read_timeout=0.3))
+    elevate.markets = {"SE": trouble}
+    tracked(service, clock, ill, market="SE")
+    for _ in range(2):
+        clock.turn(MINUTE)
+        tracked(service, clock, well, market="UK")
+        clock.turn(IDLE)
+        before = len(elevate.received)
+        report = sweep(service)
+        assert (report.counts["delivered"], report.given_up) == (well, ["SE"])
+        assert len(elevate.received) - before - well <= 30
+        clock.turn(BACKOFF_LIMIT)
+
+
+def test_an_outage_of_all_markets_costs_no_more_than_one_of_one(
+    service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
+) -> None:
+    for market in settings.markets:
+        tracked(service, clock, 40, market=market)
+    clock.turn(IDLE)
+    elevate.statuses = [503]
+    report = sweep(service)
+    assert (report.counts["retried"], report.stopped) == (24, "elevate")
+    assert report.given_up == sorted(settings.markets)
+
+
+def test_a_shard_that_cannot_be_read_holds_up_no_other(
+    settings: Settings, clock: Clock, elevate: FakeElevate, dynamodb: Any, log: Log
+) -> None:
+    class OneShardThrottled:
+        def query(self, **arguments: Any) -> Any:
+            if arguments["ExpressionAttributeValues"][":shard"] == {"N": "3"}:
+                error: Any = {"Error": {"Code": "ThrottlingException"}}
+                raise ClientError(error, "Query")
+            return dynamodb.query(**arguments)
+
+        def __getattr__(self, operation: str) -> Any:
+            return getattr(dynamodb, operation)
+
+    registry = Registry(settings, OneShardThrottled(), clock)
+    sweeper = Sweeper(settings, registry, Elevate(settings), Telemetry(), clock)
+    sessions = [new_session() for _ in range(40)]
+    for session in sessions:
+        registry.track(Activity(session, int(clock.now)))
+    clock.turn(IDLE)
+    report = sweeper.sweep(ALL_SHARDS, FOREVER)
+    readable = [s.session_key for s in sessions if shard_of(s.session_key, settings.shards) != 3]
+    assert sorted(elevate.keys()) == sorted(readable)
+    assert report.stopped == "registry"
+    assert [line["operation"] for line in log() if line["message"] == "registry failed"] == [
+        "query"
+    ]
+
+
+def test_a_log_that_cannot_be_written_to_costs_no_settlement(
+    service: Service, clock: Clock, elevate: FakeElevate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError("no space left on device")
+
+    sessions = tracked(service, clock, 5)
+    clock.turn(IDLE)
+    handler = Logger().registered_handler
+    assert isinstance(handler, logging.StreamHandler)
+    handler.setStream(Full())
+    assert sweep(service).counts["delivered"] == 5
+    assert end(service, new_session(), clock).result == "delivered"
+    assert {state(service, session) for session in sessions} == {"ended"}
+    assert not any(s.session_key in capsys.readouterr().err for s in sessions)
 
 
 def test_a_single_failure_does_not_stop_a_sweep(

@@ -9,7 +9,7 @@ import pytest
 from handler import end, track
 from handler.application import Application
 from handler.events import InvalidEvent, happened_at
-from handlers import Context, moment, sample, with_body
+from handlers import Context, forget, moment, sample, with_body
 
 pytestmark = pytest.mark.usefixtures("application")
 
@@ -55,6 +55,16 @@ def test_the_path_is_decoded() -> None:
     encoded = sample("api_track")["pathParameters"]["sessionKey"].replace("-", "%2D")
     assert call(sample("api_track", pathParameters={"sessionKey": encoded}))["statusCode"] == 204
     assert call(sample("api_status"))["statusCode"] == 200
+
+
+@pytest.mark.parametrize("path", ["%FF", "%FE", "a%C3", "%EF%BF%BD"])
+def test_bytes_that_are_no_text_are_no_key(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them would become U+FFFD: different keys, one session."""
+    monkeypatch.setenv("ELEVATE_API", "storefront-v3")
+    forget()
+    answer = call(sample("api_track", pathParameters={"sessionKey": path}))
+    assert answer["statusCode"] == 400
+    assert [e["field"] for e in json.loads(answer["body"])["errors"]] == ["sessionKey"]
 
 
 @pytest.mark.parametrize("path", [None, {}, {"sessionKey": ""}, {"sessionKey": "x"}])

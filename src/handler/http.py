@@ -153,8 +153,14 @@ def json_body(event: dict[str, Any]) -> Any:
 
 
 def path_key(event: dict[str, Any]) -> str:
-    """Return the session key of the path, as its caller meant it."""
-    return unquote((event.get("pathParameters") or {}).get("sessionKey") or "")
+    """Return the session key of the path, as its caller meant it; raises Problem 400.
+
+    API Gateway's REST APIs pass a path on as it was sent: one unquote is right.
+    """
+    try:
+        return unquote((event.get("pathParameters") or {}).get("sessionKey") or "", errors="strict")
+    except UnicodeDecodeError:
+        _refuse("sessionKey", "must be UTF-8")
 
 
 def query(event: dict[str, Any], name: str) -> str | None:

@@ -13,7 +13,11 @@ from sessions.schemas import Validator
 from sessions.session import MAX_SHARDS, InvalidPayload
 from sessions.sweeping import ALL_SHARDS, Sweep
 
-# A chain of hand-overs ends here; the schedule's next tick goes on.
+# A tick hands a shard over once, and what that leaves is the next tick's: so there is one hand-over
+# a shard at most. It ends this much (seconds) before the next tick may hand over.
+SWEEP_DEPTH = 1
+HAND_OVER_MARGIN = 10
+# Rejected sessions are made due by one function after the other.
 MAX_DEPTH = 10
 
 _SHARDS = {
@@ -70,15 +74,16 @@ def _sweep(event: dict[str, Any], until: float, correlation_id: str) -> None:
     correlation_id = detail.get("correlationId", correlation_id)
     app.telemetry.begin(correlation_id)
     is_retry, shards = "retry" in detail, detail.get("shards", ALL_SHARDS)
+    depth = detail.get("depth", 0)
     if is_retry:
         report = app.sweeper.retry_rejected(detail.get("market"), shards, until)
         rest = [detail | {"shards": report.left}] if report.left else []
     else:
-        report = app.sweeper.sweep(shards, until)
+        report = app.sweeper.sweep(shards, until - HAND_OVER_MARGIN * bool(depth))
         # Where Elevate's rate is bounded, more sweeps would not be faster: the next tick goes on.
         rest = [] if app.settings.max_rate else [{"shards": [shard]} for shard in report.left]
-    depth, handed_over = detail.get("depth", 0), 0
-    if rest and depth < MAX_DEPTH:
+    handed_over = 0
+    if rest and depth < (MAX_DEPTH if is_retry else SWEEP_DEPTH):
         passed_on = {"depth": depth + 1, "correlationId": correlation_id}
         handed_over = put_sweeps([some | passed_on for some in rest])
     app.telemetry.swept(

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from sessions.lifetime import elevate3_ends_at, elevate4_ends_at
 
-# No control characters and no lone surrogates: those cannot be stored or sent as UTF-8.
-PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+$"
+# No control characters and no lone surrogates: those cannot be stored or sent as UTF-8. No U+FFFD,
+# which stands for bytes that were none: two keys would become one session.
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffd]+$"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -92,9 +92,13 @@ class Ending:
                 self._telemetry.registry_failed("track", error, activity.session)
                 return "lost"
 
-        if len({(a.session.session_key, a.session.market) for a in activities}) < len(activities):
-            return [track(activity) for activity in activities]  # the last word on a session counts
-        return self._each(activities, track)
+        # Those of one session in their order, so that the last word counts; sessions side by side.
+        groups: dict[tuple[str, str], list[Activity]] = {}
+        for activity in activities:
+            key = activity.session.session_key, activity.session.market
+            groups.setdefault(key, []).append(activity)
+        tracked = self._each(list(groups.values()), lambda group: [track(a) for a in group])
+        return [result for group in tracked for result in group]
 
     def status(self, session_key: str) -> list[Status]:
         """Return the session's state in each market. Raises RegistryUnavailable, UnreadableRow."""

@@ -33,6 +33,7 @@ class Lane:
     window: int = START
     waiting: deque[Row] = field(default_factory=deque)
     flying: int = 0
+    tried: int = 0
     silent: Literal["", "elevate", "registry"] = ""
     given_up: bool = False
     seconds_each: float = 0.0
@@ -70,6 +71,7 @@ class Lanes:
             if count := self._size(lane, batches):
                 self._lanes[market] = self._lanes.pop(market)  # others first, next time
                 lane.flying += count
+                lane.tried += count
                 self._flying += count
                 self._waiting -= count
                 return [lane.waiting.popleft() for _ in range(count)]
@@ -113,7 +115,10 @@ class Lanes:
         room = min(lane.window - lane.flying, self._room())
         size = min(-(-lane.window // self._threads), BATCH)
         if not self._got_through:
-            size = min(size, max(1, START // len(self._lanes)))
+            # A share for each market, and one for those that may be further back.
+            share = max(1, START // (len(self._lanes) + (not self._read_all)))
+            room = min(room, share - lane.tried)
+            size = min(size, share)
         if lane.seconds_each:
             size = min(size, max(1, int(BATCH_SECONDS / lane.seconds_each)))
         if room < size and batches >= self._threads:
