@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from boto3 import Session
 from samcli.yamlhelper import yaml_parse
 from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 
 from local.interface import interface
-from registry_table import template
+from registry_table import TEMPLATE, template
 from sessions.session import LEASE_SECONDS, MAX_SHARDS
 from sessions.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 RESOURCES: dict[str, Any] = template()["Resources"]
 PARAMETERS: dict[str, Any] = template()["Parameters"]
+CONDITIONS: dict[str, Any] = template()["Conditions"]
 NO_VALUE = {"Ref": "AWS::NoValue"}
 FUNCTIONS = {
     name: resource["Properties"]
@@ -38,8 +40,44 @@ def test_the_environment_of_the_template_makes_the_defaults_of_the_settings() ->
     assert Settings.read(defaults | given) == Settings.read(given)
 
 
-def test_a_changed_setting_publishes_a_new_version() -> None:
-    """SAM hashes references, not their values; CloudFormation replaces a version for its text."""
+# Properties of a function that its alias or the function itself has, not a version. A version has a
+# description of its own, and the code a hash.
+NO_PART_OF_A_VERSION = {
+    *("AutoPublishAlias", "CodeUri", "DeploymentPreference", "Description", "EventInvokeConfig"),
+    *("Events", "FunctionName", "ReservedConcurrentExecutions", "VersionDescription"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_whatever_is_changed_in_a_function_is_published(name: str) -> None:
+    """SAM hashes few properties, and references rather than values; CloudFormation replaces a
+    version for its text."""
+    root = yaml.compose(TEMPLATE.read_text())
+    assert root
+    own, shared = at(root, "Resources", name, "Properties"), at(root, "Globals", "Function")
+    resources = at(root, "Resources")
+    resources.value = [(k, v) for k, v in resources.value if k.value == name]  # to be quick
+    described = set(_names(FUNCTIONS[name]["VersionDescription"]))
+    described |= set(_names([CONDITIONS.get(word, "") for word in described]))
+    before = version(root, name)
+    changed = set()
+    overridden = {key.value for key, _ in own.value} - {"Environment"}
+    inherited = [(k, v) for k, v in shared.value if k.value not in overridden]
+    for key, value in (*inherited, *own.value):
+        if key.value in NO_PART_OF_A_VERSION:
+            continue
+        for leaf in leaves(value):
+            if leaf.value in PARAMETERS:
+                assert leaf.value in described, leaf.value
+            elif leaf.value not in (*CONDITIONS, "AWS::NoValue"):
+                kept, leaf.value = leaf.value, leaf.value + "0"
+                assert version(root, name) != before, kept
+                leaf.value = kept
+                changed.add(key.value)
+    assert {"Handler", "Runtime", "Timeout", "MemorySize", "LoggingConfig", "Role"} <= changed
+
+
+def test_the_settings_in_a_versions_description_are_whole_and_fit() -> None:
     variables = template()["Globals"]["Function"]["Environment"]["Variables"]
     used = {v for v in variables.values() if v in PARAMETERS}
     for function in FUNCTIONS.values():
@@ -48,6 +86,34 @@ def test_a_changed_setting_publishes_a_new_version() -> None:
         for marker in (["IsTraced", "traced", ""], ["IsSnapStarted", "snap", ""]):
             assert marker in values
         assert sum(map(_longest, values)) + len(values) * len(separator) <= 256
+
+
+def version(root: yaml.Node, name: str) -> Any:
+    """Return the version that SAM makes of a function, with the name that it gives to it."""
+    made = translated(yaml.serialize(root)).items()
+    of_function = f"{name}Version"
+    return [(key, resource) for key, resource in made if key.startswith(of_function)]
+
+
+def at(node: yaml.Node, *path: str) -> yaml.MappingNode:
+    """Return the mapping at a place in a document."""
+    for name in path:
+        assert isinstance(node, yaml.MappingNode)
+        node = next(value for key, value in node.value if key.value == name)
+    assert isinstance(node, yaml.MappingNode)
+    return node
+
+
+def leaves(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
+    """Yield every value in a piece of a document."""
+    if isinstance(node, yaml.ScalarNode):
+        yield node
+    elif isinstance(node, yaml.MappingNode):
+        for _, value in node.value:
+            yield from leaves(value)
+    else:
+        for value in node.value:
+            yield from leaves(value)
 
 
 def _names(part: Any) -> Iterator[str]:
@@ -80,7 +146,7 @@ def _longest(value: Any) -> int:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_lease_outlives_every_invocation(name: str) -> None:
-    assert FUNCTIONS[name]["Timeout"] < LEASE_SECONDS
+    assert int(FUNCTIONS[name]["Timeout"]) < LEASE_SECONDS
 
 
 def test_as_many_shards_as_sweeps_ask() -> None:
@@ -136,9 +202,9 @@ def test_no_policy_allows_everything() -> None:
                 assert statement["Resource"] != "*", name
 
 
-def translated(**parameters: str) -> dict[str, Any]:
-    """Return the resources that SAM makes of template.yaml."""
-    whole = yaml_parse((ROOT / "template.yaml").read_text())
+def translated(text: str | None = None, **parameters: str) -> dict[str, Any]:
+    """Return the resources that SAM makes of template.yaml, or of another text of it."""
+    whole = yaml_parse(text or TEMPLATE.read_text())
     whole["Globals"]["Function"]["CodeUri"] = "s3://any/package"  # as it is once it is packaged
     translator = Translator({}, Parser(), boto_session=Session(region_name="eu-west-1"))
     made: dict[str, Any] = translator.translate(whole, parameters)["Resources"]
