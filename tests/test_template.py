@@ -40,6 +40,16 @@ def test_the_environment_of_the_template_makes_the_defaults_of_the_settings() ->
     assert Settings.read(defaults | given) == Settings.read(given)
 
 
+def test_every_pair_of_idle_time_and_limit_that_is_accepted_works() -> None:
+    given = {"TABLE_NAME": "t", "ELEVATE_CLUSTER_ID": "c"}
+    closest = {
+        "SESSION_IDLE_MINUTES": str(PARAMETERS["SessionIdleMinutes"]["MaxValue"]),
+        "SESSION_LIMIT_MINUTES": str(PARAMETERS["SessionLimitMinutes"]["MinValue"]),
+    }
+    settings = Settings.read(given | closest)
+    assert settings.session_limit > settings.idle
+
+
 # Properties of a function that its alias or the function itself has, not a version. A version has a
 # description of its own, and the code a hash.
 NO_PART_OF_A_VERSION = {
