@@ -264,6 +264,33 @@ def test_nobody_opens_the_door_without_naming_the_browsers() -> None:
         assert not origin.fullmatch(bad)
 
 
+def test_only_what_always_needs_a_credential_keeps_its_limits_where_ends_are_open() -> None:
+    everywhere, *single = RESOURCES["Api"]["Properties"]["MethodSettings"]
+    assert (everywhere["ResourcePath"], everywhere["HttpMethod"]) == ("/*", "*")
+    for kind in ("Rate", "Burst"):
+        limit = everywhere[f"Throttling{kind}Limit"]
+        assert limit == ["EndsAreOpen", "OpenRateLimit", f"Api{kind}Limit"]
+        assert {one[f"Throttling{kind}Limit"] for one in single} == {f"Api{kind}Limit"}
+    needing = {
+        (path, method.upper())
+        for path, methods in interface({"HasApiKey", "HasCorsOrigin"})["paths"].items()
+        for method, operation in methods.items()
+        if method in ("get", "put", "post", "options") and operation.get("security")
+    }
+    named = {(o["ResourcePath"][1:].replace("~1", "/"), o["HttpMethod"]) for o in single}
+    assert named == needing
+    assert PARAMETERS["OpenRateLimit"]["Default"] < PARAMETERS["ApiRateLimit"]["Default"]
+
+
+def test_nothing_is_reserved_unasked() -> None:
+    """An account may have no invocations to spare, and the deploy would fail."""
+    for name in FUNCTIONS:
+        asked = name.replace("Function", "ReservedConcurrency")
+        assert PARAMETERS[asked]["Default"] == -1
+        condition = name.replace("Function", "IsReserved")
+        assert FUNCTIONS[name]["ReservedConcurrentExecutions"] == [condition, asked, "AWS::NoValue"]
+
+
 @pytest.mark.parametrize("lock", ["requirements-dev", "requirements-scan", "src/requirements"])
 def test_every_dependency_is_pinned_by_hashes(lock: str) -> None:
     text = (ROOT / f"{lock}.txt").read_text()
