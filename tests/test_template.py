@@ -199,6 +199,8 @@ def test_every_alarm_says_where_to_read_on_and_tells_somebody() -> None:
             (paragraph,) = re.findall('See "(.+)" in', alarm["AlarmDescription"])
             assert f"## {paragraph}\n" in manual
             assert alarm["AlarmActions"] == alarm["OKActions"] != []
+            if alarm["TreatMissingData"] == "missing":
+                assert alarm["InsufficientDataActions"] == alarm["AlarmActions"]
 
 
 def test_no_policy_allows_everything() -> None:
