@@ -255,6 +255,24 @@ def test_what_holds_data_outlives_the_stack(name: str) -> None:
         assert resource["DeletionPolicy"] == resource["UpdateReplacePolicy"] == "Retain"
 
 
+@pytest.mark.parametrize(
+    ("partition", "console"),
+    [
+        ("aws", "console.aws.amazon.com"),
+        ("aws-cn", "console.amazonaws.cn"),
+        ("aws-us-gov", "console.amazonaws-us-gov.com"),
+    ],
+)
+def test_the_dashboards_link_leads_to_the_partitions_console(partition: str, console: str) -> None:
+    url, hosts = template()["Outputs"]["DashboardUrl"]["Value"]
+    assert url.startswith("https://${Console}/cloudwatch/home?region=${AWS::Region}#")
+    host = hosts["Console"]
+    while isinstance(host, list):
+        name, expected = CONDITIONS[host[0]]
+        host = host[1 if (name, partition) == ("AWS::Partition", expected) else 2]
+    assert host == console
+
+
 def test_nobody_opens_the_door_without_naming_the_browsers() -> None:
     rule = template()["Rules"]["NobodyUnasked"]
     assert rule["RuleCondition"] == ["ApiAuth", "NONE"]
