@@ -1,21 +1,16 @@
 """template.yaml against the code: what one promises the other keeps."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from boto3 import Session
-from samcli.yamlhelper import yaml_parse
-from samtranslator.parser.parser import Parser
-from samtranslator.translator.translator import Translator
 
 from local.interface import interface
-from registry_table import TEMPLATE, template
+from registry_table import template
 from sessions.session import LEASE_SECONDS, MAX_SHARDS
 from sessions.settings import Settings
+from translation import translated
 
 ROOT = Path(__file__).parent.parent
 RESOURCES: dict[str, Any] = template()["Resources"]
@@ -48,110 +43,6 @@ def test_every_pair_of_idle_time_and_limit_that_is_accepted_works() -> None:
     }
     settings = Settings.read(given | closest)
     assert settings.session_limit > settings.idle
-
-
-# Properties of a function that its alias or the function itself has, not a version. A version has a
-# description of its own, and the code a hash.
-NO_PART_OF_A_VERSION = {
-    *("AutoPublishAlias", "CodeUri", "DeploymentPreference", "Description", "EventInvokeConfig"),
-    *("Events", "FunctionName", "ReservedConcurrentExecutions", "VersionDescription"),
-}
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_whatever_is_changed_in_a_function_is_published(name: str) -> None:
-    """SAM hashes few properties, and references rather than values; CloudFormation replaces a
-    version for its text."""
-    root = yaml.compose(TEMPLATE.read_text())
-    assert root
-    own, shared = at(root, "Resources", name, "Properties"), at(root, "Globals", "Function")
-    resources = at(root, "Resources")
-    resources.value = [(k, v) for k, v in resources.value if k.value == name]  # to be quick
-    described = set(_names(FUNCTIONS[name]["VersionDescription"]))
-    described |= set(_names([CONDITIONS.get(word, "") for word in described]))
-    before = version(root, name)
-    changed = set()
-    overridden = {key.value for key, _ in own.value} - {"Environment"}
-    inherited = [(k, v) for k, v in shared.value if k.value not in overridden]
-    for key, value in (*inherited, *own.value):
-        if key.value in NO_PART_OF_A_VERSION:
-            continue
-        for leaf in leaves(value):
-            if leaf.value in PARAMETERS:
-                assert leaf.value in described, leaf.value
-            elif leaf.value not in (*CONDITIONS, "AWS::NoValue"):
-                kept, leaf.value = leaf.value, leaf.value + "0"
-                assert version(root, name) != before, kept
-                leaf.value = kept
-                changed.add(key.value)
-    assert {"Handler", "Runtime", "Timeout", "MemorySize", "LoggingConfig", "Role"} <= changed
-
-
-def test_the_settings_in_a_versions_description_are_whole_and_fit() -> None:
-    variables = template()["Globals"]["Function"]["Environment"]["Variables"]
-    used = {v for v in variables.values() if v in PARAMETERS}
-    for function in FUNCTIONS.values():
-        separator, values = function["VersionDescription"]
-        assert used | {"KmsKeyArn"} <= set(_names(values))
-        for marker in (["IsTraced", "traced", ""], ["IsSnapStarted", "snap", ""]):
-            assert marker in values
-        assert sum(map(_longest, values)) + len(values) * len(separator) <= 256
-
-
-def version(root: yaml.Node, name: str) -> Any:
-    """Return the version that SAM makes of a function, with the name that it gives to it."""
-    made = translated(yaml.serialize(root)).items()
-    of_function = f"{name}Version"
-    return [(key, resource) for key, resource in made if key.startswith(of_function)]
-
-
-def at(node: yaml.Node, *path: str) -> yaml.MappingNode:
-    """Return the mapping at a place in a document."""
-    for name in path:
-        assert isinstance(node, yaml.MappingNode)
-        node = next(value for key, value in node.value if key.value == name)
-    assert isinstance(node, yaml.MappingNode)
-    return node
-
-
-def leaves(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
-    """Yield every value in a piece of a document."""
-    if isinstance(node, yaml.ScalarNode):
-        yield node
-    elif isinstance(node, yaml.MappingNode):
-        for _, value in node.value:
-            yield from leaves(value)
-    else:
-        for value in node.value:
-            yield from leaves(value)
-
-
-def _names(part: Any) -> Iterator[str]:
-    """Yield every word of a piece of template."""
-    if isinstance(part, list):
-        for one in part:
-            yield from _names(one)
-    else:
-        yield str(part)
-
-
-def _longest(value: Any) -> int:
-    """Return the most characters that a value, a parameter's or a condition's, can have."""
-    if isinstance(value, list) and value[1] == ["/", "KmsKeyArn"]:
-        return 36  # the id of a key
-    if isinstance(value, list):
-        return max(map(_longest, value[1:]))
-    if value not in PARAMETERS:
-        return len(value)
-    about = PARAMETERS[value]
-    if "MaxLength" in about:
-        return int(about["MaxLength"])
-    if "AllowedValues" in about:
-        return max(len(str(value)) for value in about["AllowedValues"])
-    if about["Type"] == "Number":
-        return len(str(about["MaxValue"])) + (3 if float(about["MinValue"]) < 1 else 0)
-    assert value == "ElevateClusterId"
-    return 63
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -212,15 +103,6 @@ def test_no_policy_allows_everything() -> None:
                     continue
                 assert "*" not in str(statement["Action"]), name
                 assert statement["Resource"] != "*", name
-
-
-def translated(text: str | None = None, **parameters: str) -> dict[str, Any]:
-    """Return the resources that SAM makes of template.yaml, or of another text of it."""
-    whole = yaml_parse(text or TEMPLATE.read_text())
-    whole["Globals"]["Function"]["CodeUri"] = "s3://any/package"  # as it is once it is packaged
-    translator = Translator({}, Parser(), boto_session=Session(region_name="eu-west-1"))
-    made: dict[str, Any] = translator.translate(whole, parameters)["Resources"]
-    return made
 
 
 @pytest.mark.parametrize("canary", ["false", "true"])
@@ -287,6 +169,8 @@ def test_nobody_opens_the_door_without_naming_the_browsers() -> None:
 def test_only_what_always_needs_a_credential_keeps_its_limits_where_ends_are_open() -> None:
     everywhere, *single = RESOURCES["Api"]["Properties"]["MethodSettings"]
     assert (everywhere["ResourcePath"], everywhere["HttpMethod"]) == ("/*", "*")
+    # Metrics of single methods cost money, and nobody reads them.
+    assert not any(one.get("MetricsEnabled") for one in (everywhere, *single))
     for kind in ("Rate", "Burst"):
         limit = everywhere[f"Throttling{kind}Limit"]
         assert limit == ["EndsAreOpen", "OpenRateLimit", f"Api{kind}Limit"]
