@@ -58,10 +58,8 @@ class Smoke:
         event = {"Source": "smoke", "DetailType": "Session Ended", "Detail": json.dumps(session)}
         entries = [event | {"EventBusName": self._stack["StackName"]}]
         expect(self._target.client("events").put_events(Entries=entries)["FailedEntryCount"], 0)
-        # Delivered, or kept until Elevate is there.
-        return wait_for(
-            lambda: (s := self._state(session)) in ("ended", "retrying") and s, "an end"
-        )
+        over = ("ended", "retrying")  # delivered, or kept until Elevate is there
+        return wait_for(lambda: (s := self._state(session)) in over and s, "the event's end")
 
     def a_call_ends_a_session_and_is_logged_without_keys(self) -> str:
         session = self._new_session()
