@@ -8,7 +8,7 @@ export SAM_CLI_TELEMETRY := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit explore fuzz verify bench status session forget session-hash sweep retry-rejected redrive tail docs check scan audit sbom format build lock clean
+.PHONY: help run test unit explore fuzz verify bench status session forget session-hash sweep retry-rejected redrive tail smoke docs check scan audit sbom format build lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ redrive: $(VENV)/installed ## Give dead letters to their functions once more
 
 tail: $(VENV)/installed ## Follow the functions' logs
 	@$(OPERATE) tail $(OPTIONS)
+
+smoke: $(VENV)/installed ## Check that a deployed stack works (STACK=name, in AWS; OPTIONS="--profile …")
+	@PYTHONPATH=src $(BIN)/python -m ops.smoke $(if $(STACK),--stack $(STACK)) $(OPTIONS)
 
 docs: $(VENV)/installed ## Write the HTTP interface as one page to read
 	@$(BIN)/python -m local.interface

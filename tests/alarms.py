@@ -16,15 +16,34 @@ STATISTICS: dict[str, Callable[[list[float]], float]] = {"Maximum": max, "Minimu
 
 def fires(alarm: dict[str, Any], periods: list[list[float]]) -> bool:
     """Tell whether an alarm goes off over periods that each hold some data points, or none."""
+    return state(alarm, periods) == "ALARM"
+
+
+def state(alarm: dict[str, Any], periods: list[list[float]]) -> str:
+    """Return the state that CloudWatch gives an alarm.
+
+    Periods without data are breaching or not as the alarm says; or they are missing, and then as
+    many as hold data are looked for further back.
+    """
     statistic = STATISTICS[alarm["Statistic"]]
+    count = int(_number(alarm["EvaluationPeriods"]))
     assert alarm["ComparisonOperator"] == "GreaterThanThreshold"
-    assert alarm["TreatMissingData"] in ("breaching", "notBreaching")
-    missing = alarm["TreatMissingData"] == "breaching"
+    assert alarm["TreatMissingData"] in ("missing", "notBreaching")
+    if alarm["TreatMissingData"] == "missing":
+        periods = [points for points in periods if points]
+        if not periods:
+            return "INSUFFICIENT_DATA"
     breaching = [
-        statistic(points) > _number(alarm["Threshold"]) if points else missing
-        for points in periods[-int(_number(alarm["EvaluationPeriods"])) :]
+        bool(points) and statistic(points) > _number(alarm["Threshold"])
+        for points in periods[-count:]
     ]
-    return breaching.count(True) >= needed(alarm)
+    return "ALARM" if breaching.count(True) >= needed(alarm) else "OK"
+
+
+def tells(alarm: dict[str, Any], before: str, after: str) -> bool:
+    """Tell whether somebody hears of a change of state; a new alarm is INSUFFICIENT_DATA."""
+    actions = {"ALARM": "Alarm", "OK": "OK", "INSUFFICIENT_DATA": "InsufficientData"}
+    return before != after and bool(alarm.get(f"{actions[after]}Actions"))
 
 
 def needed(alarm: dict[str, Any]) -> int:

@@ -39,3 +39,10 @@ def test_every_file_that_contributing_names_exists() -> None:
     assert len(named) > 10
     kept = [name for name in named if not name.startswith(".local/")]
     assert [name for name in kept if not (ROOT / name).exists()] == []
+
+
+def test_no_command_drops_the_parameters_of_samconfig() -> None:
+    """`--parameter-overrides` replaces those of the file, and so must not be used with its name."""
+    for document in DOCUMENTS:
+        for line in document.read_text().splitlines():
+            assert not ("--config-env" in line and "--parameter-overrides" in line), document.name

@@ -26,7 +26,8 @@ from local.interface import interface
 from local.stack import BIN, REGION, ROOT, Stack, StackError
 
 ORIGIN = "https://www.shop.example"
-OPEN = {"ApiAuth": "NONE", "CorsOrigin": ORIGIN}
+# MiniStack does not find the limits of single routes as AWS writes them: all share the open ones'.
+OPEN = {"ApiAuth": "NONE", "CorsOrigin": ORIGIN, "OpenRateLimit": "10000"}
 KMS_KEY = f"arn:aws:kms:{REGION}:000000000000:key/{uuid.UUID(int=1)}"
 # What a deploy may set beside what other tests deploy.
 OPTIONS = {
@@ -225,6 +226,11 @@ def test_rules_rates_and_quotas_hold(stack: Stack) -> None:
         stack.deploy({"ApiAuth": "NONE", "CorsOrigin": ""})
     log = (stack.folder / "sam-deploy.log").read_text()
     assert "ApiAuth NONE is for browsers, so it needs CorsOrigin." in log
+
+    stack.deploy(OPEN | {"OpenRateLimit": "1"})
+    answers = [call(stack, "POST", "/sessions/end", {}, session())[0] for _ in range(3)]
+    assert answers[0] == 204
+    assert 429 in answers
 
     limits = {"ApiRateLimit": "1", "ApiBurstLimit": "1", "ApiDailyQuota": "2"}
     stack.deploy({"ApiAuth": "API_KEY"} | limits)

@@ -187,6 +187,30 @@ def test_the_gateways_own_answers_are_problems_whatever_their_type() -> None:
         assert header == "'application/problem+json'"
 
 
+def test_api_gateway_can_import_it() -> None:
+    """It takes references to schemas only; AWS::Include takes no YAML aliases."""
+    text = (ROOT / "openapi.yaml").read_text()
+    assert set(re.findall(r"\$ref: \"#/components/(\w+)/", text)) == {"schemas"}
+    assert "responses" not in API["components"]
+    assert not re.search(r"[:\-\[{,] [&*]\w", text)
+
+
+def test_a_problem_is_the_same_at_each_operation() -> None:
+    problems: dict[str, Any] = {}
+    for method, path, operation in operations():
+        for status, answer in operation["responses"].items():
+            if int(status) >= 400:
+                assert problems.setdefault(status, answer) == answer, (method, path, status)
+
+
+def test_what_the_gateway_says_of_no_credential_fits_both_that_it_can_mean() -> None:
+    """It has one type for an unknown path and for a call without a signature."""
+    answer = API["x-amazon-apigateway-gateway-responses"]["MISSING_AUTHENTICATION_TOKEN"]
+    detail = json.loads(answer["responseTemplates"]["application/json"])["detail"]
+    assert "no such path" in detail
+    assert "not signed" in detail
+
+
 def test_every_problem_is_described() -> None:
     code = "".join(path.read_text() for path in (ROOT / "src" / "handler").glob("*.py"))
     used = set(re.findall(r'(?:HTTPStatus\.[A-Z_]+, |status, |kind: str = )"([a-z-]+)"', code))

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from alarms import ALARMS, fires, needed
+from alarms import ALARMS, fires, needed, state, tells
 from emulated import FakeElevate
 from faulty_dynamodb import Drop, FaultyDynamoDB, faulty_dynamodb
 from handler import application as shared
@@ -460,14 +460,20 @@ def test_an_outage_that_one_session_waits_out_is_an_alarm(
     assert not fires(alarm, [ill, ill, *[[]] * 30, ill, ill, ill])
 
 
-def test_no_sweep_for_five_minutes_is_an_alarm(
-    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_sweeps_that_stop_are_told_and_those_that_have_not_begun_are_not(
+    world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A sweep that cannot look writes no lag; neither does one that does not run."""
+    alarm = ALARMS["SweepLagAlarm"]
+    world.sweep()
+    looked = points(alarm, capsys)
     world.without_registry()
     world.sweep()
-    alarm = ALARMS["SweepLagAlarm"]
-    assert fires(alarm, [points(alarm, capsys)] * 5)
+    without = [points(alarm, capsys)] * 10
+    first, running, stopped = state(alarm, without), state(alarm, [looked]), state(alarm, without)
+    assert not tells(alarm, "INSUFFICIENT_DATA", first), "the first deploy"
+    assert running == "OK"
+    assert tells(alarm, running, stopped)
 
 
 @pytest.mark.parametrize("name", sorted(set(ALARMS) - set(FAULTS)))

@@ -1,24 +1,21 @@
 """template.yaml against the code: what one promises the other keeps."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from boto3 import Session
-from samcli.yamlhelper import yaml_parse
-from samtranslator.parser.parser import Parser
-from samtranslator.translator.translator import Translator
 
 from local.interface import interface
 from registry_table import template
 from sessions.session import LEASE_SECONDS, MAX_SHARDS
 from sessions.settings import Settings
+from translation import translated
 
 ROOT = Path(__file__).parent.parent
 RESOURCES: dict[str, Any] = template()["Resources"]
 PARAMETERS: dict[str, Any] = template()["Parameters"]
+CONDITIONS: dict[str, Any] = template()["Conditions"]
 NO_VALUE = {"Ref": "AWS::NoValue"}
 FUNCTIONS = {
     name: resource["Properties"]
@@ -38,49 +35,19 @@ def test_the_environment_of_the_template_makes_the_defaults_of_the_settings() ->
     assert Settings.read(defaults | given) == Settings.read(given)
 
 
-def test_a_changed_setting_publishes_a_new_version() -> None:
-    """SAM hashes references, not their values; CloudFormation replaces a version for its text."""
-    variables = template()["Globals"]["Function"]["Environment"]["Variables"]
-    used = {v for v in variables.values() if v in PARAMETERS}
-    for function in FUNCTIONS.values():
-        separator, values = function["VersionDescription"]
-        assert used | {"KmsKeyArn"} <= set(_names(values))
-        for marker in (["IsTraced", "traced", ""], ["IsSnapStarted", "snap", ""]):
-            assert marker in values
-        assert sum(map(_longest, values)) + len(values) * len(separator) <= 256
-
-
-def _names(part: Any) -> Iterator[str]:
-    """Yield every word of a piece of template."""
-    if isinstance(part, list):
-        for one in part:
-            yield from _names(one)
-    else:
-        yield str(part)
-
-
-def _longest(value: Any) -> int:
-    """Return the most characters that a value, a parameter's or a condition's, can have."""
-    if isinstance(value, list) and value[1] == ["/", "KmsKeyArn"]:
-        return 36  # the id of a key
-    if isinstance(value, list):
-        return max(map(_longest, value[1:]))
-    if value not in PARAMETERS:
-        return len(value)
-    about = PARAMETERS[value]
-    if "MaxLength" in about:
-        return int(about["MaxLength"])
-    if "AllowedValues" in about:
-        return max(len(str(value)) for value in about["AllowedValues"])
-    if about["Type"] == "Number":
-        return len(str(about["MaxValue"])) + (3 if float(about["MinValue"]) < 1 else 0)
-    assert value == "ElevateClusterId"
-    return 63
+def test_every_pair_of_idle_time_and_limit_that_is_accepted_works() -> None:
+    given = {"TABLE_NAME": "t", "ELEVATE_CLUSTER_ID": "c"}
+    closest = {
+        "SESSION_IDLE_MINUTES": str(PARAMETERS["SessionIdleMinutes"]["MaxValue"]),
+        "SESSION_LIMIT_MINUTES": str(PARAMETERS["SessionLimitMinutes"]["MinValue"]),
+    }
+    settings = Settings.read(given | closest)
+    assert settings.session_limit > settings.idle
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_lease_outlives_every_invocation(name: str) -> None:
-    assert FUNCTIONS[name]["Timeout"] < LEASE_SECONDS
+    assert int(FUNCTIONS[name]["Timeout"]) < LEASE_SECONDS
 
 
 def test_as_many_shards_as_sweeps_ask() -> None:
@@ -123,6 +90,8 @@ def test_every_alarm_says_where_to_read_on_and_tells_somebody() -> None:
             (paragraph,) = re.findall('See "(.+)" in', alarm["AlarmDescription"])
             assert f"## {paragraph}\n" in manual
             assert alarm["AlarmActions"] == alarm["OKActions"] != []
+            if alarm["TreatMissingData"] == "missing":
+                assert alarm["InsufficientDataActions"] == alarm["AlarmActions"]
 
 
 def test_no_policy_allows_everything() -> None:
@@ -134,15 +103,6 @@ def test_no_policy_allows_everything() -> None:
                     continue
                 assert "*" not in str(statement["Action"]), name
                 assert statement["Resource"] != "*", name
-
-
-def translated(**parameters: str) -> dict[str, Any]:
-    """Return the resources that SAM makes of template.yaml."""
-    whole = yaml_parse((ROOT / "template.yaml").read_text())
-    whole["Globals"]["Function"]["CodeUri"] = "s3://any/package"  # as it is once it is packaged
-    translator = Translator({}, Parser(), boto_session=Session(region_name="eu-west-1"))
-    made: dict[str, Any] = translator.translate(whole, parameters)["Resources"]
-    return made
 
 
 @pytest.mark.parametrize("canary", ["false", "true"])
@@ -177,6 +137,24 @@ def test_what_holds_data_outlives_the_stack(name: str) -> None:
         assert resource["DeletionPolicy"] == resource["UpdateReplacePolicy"] == "Retain"
 
 
+@pytest.mark.parametrize(
+    ("partition", "console"),
+    [
+        ("aws", "console.aws.amazon.com"),
+        ("aws-cn", "console.amazonaws.cn"),
+        ("aws-us-gov", "console.amazonaws-us-gov.com"),
+    ],
+)
+def test_the_dashboards_link_leads_to_the_partitions_console(partition: str, console: str) -> None:
+    url, hosts = template()["Outputs"]["DashboardUrl"]["Value"]
+    assert url.startswith("https://${Console}/cloudwatch/home?region=${AWS::Region}#")
+    host = hosts["Console"]
+    while isinstance(host, list):
+        name, expected = CONDITIONS[host[0]]
+        host = host[1 if (name, partition) == ("AWS::Partition", expected) else 2]
+    assert host == console
+
+
 def test_nobody_opens_the_door_without_naming_the_browsers() -> None:
     rule = template()["Rules"]["NobodyUnasked"]
     assert rule["RuleCondition"] == ["ApiAuth", "NONE"]
@@ -186,6 +164,35 @@ def test_nobody_opens_the_door_without_naming_the_browsers() -> None:
         assert origin.fullmatch(good)
     for bad in ("*", "null", "http://shop.example", "https://shop.example/", "https://a,https://b"):
         assert not origin.fullmatch(bad)
+
+
+def test_only_what_always_needs_a_credential_keeps_its_limits_where_ends_are_open() -> None:
+    everywhere, *single = RESOURCES["Api"]["Properties"]["MethodSettings"]
+    assert (everywhere["ResourcePath"], everywhere["HttpMethod"]) == ("/*", "*")
+    # Metrics of single methods cost money, and nobody reads them.
+    assert not any(one.get("MetricsEnabled") for one in (everywhere, *single))
+    for kind in ("Rate", "Burst"):
+        limit = everywhere[f"Throttling{kind}Limit"]
+        assert limit == ["EndsAreOpen", "OpenRateLimit", f"Api{kind}Limit"]
+        assert {one[f"Throttling{kind}Limit"] for one in single} == {f"Api{kind}Limit"}
+    needing = {
+        (path, method.upper())
+        for path, methods in interface({"HasApiKey", "HasCorsOrigin"})["paths"].items()
+        for method, operation in methods.items()
+        if method in ("get", "put", "post", "options") and operation.get("security")
+    }
+    named = {(o["ResourcePath"][1:].replace("~1", "/"), o["HttpMethod"]) for o in single}
+    assert named == needing
+    assert PARAMETERS["OpenRateLimit"]["Default"] < PARAMETERS["ApiRateLimit"]["Default"]
+
+
+def test_nothing_is_reserved_unasked() -> None:
+    """An account may have no invocations to spare, and the deploy would fail."""
+    for name in FUNCTIONS:
+        asked = name.replace("Function", "ReservedConcurrency")
+        assert PARAMETERS[asked]["Default"] == -1
+        condition = name.replace("Function", "IsReserved")
+        assert FUNCTIONS[name]["ReservedConcurrentExecutions"] == [condition, asked, "AWS::NoValue"]
 
 
 @pytest.mark.parametrize("lock", ["requirements-dev", "requirements-scan", "src/requirements"])
