@@ -89,6 +89,21 @@ def test_the_sbom_lists_what_the_package_ships(package: Path) -> None:
     assert shipped <= names
 
 
+def test_a_second_build_needs_no_network(package: Path) -> None:
+    # Given that `sam build` has emptied the folder of the packages, as it does each time
+    target = package.parent.with_name("emptied") / "EndFunction"
+    # When it builds again, and no package index can be reached
+    unreachable = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0"}
+    command = [sys.executable, SRC / "package.py", target]
+    subprocess.run(command, env=os.environ | unreachable, check=True)
+    # Then the package is the same.
+    assert names(target) == names(package)
+
+
+def names(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*")}
+
+
 @pytest.fixture
 def environment(settings: Settings, aws: str) -> dict[str, str]:
     return {
