@@ -37,7 +37,7 @@ def test_it_is_small(package: Path, tmp_path: Path) -> None:
 
 def test_it_is_pure_python_and_holds_nothing_that_is_not_read(package: Path) -> None:
     kinds = {path.suffix for path in package.rglob("*") if path.is_file()}
-    assert not kinds & {".so", ".pyd", ".dylib", ".pyi", ".toml", ".in"}
+    assert not kinds & {".so", ".pyd", ".dylib", ".pyi", ".toml", ".in", ".html", ".css", ".js"}
     assert not [path for path in package.rglob("*") if path.name in ("tests", "test")]
 
 
@@ -94,8 +94,9 @@ def test_a_second_build_needs_no_network(package: Path) -> None:
     target = package.parent.with_name("emptied") / "EndFunction"
     # When it builds again, and no package index can be reached
     unreachable = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0"}
-    command = [sys.executable, SRC / "package.py", target]
-    subprocess.run(command, env=os.environ | unreachable, check=True)
+    subprocess.run(
+        [sys.executable, SRC / "package.py", target], env=os.environ | unreachable, check=True
+    )
     # Then the package is the same.
     assert names(target) == names(package)
 
