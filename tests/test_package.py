@@ -37,7 +37,7 @@ def test_it_is_small(package: Path, tmp_path: Path) -> None:
 
 def test_it_is_pure_python_and_holds_nothing_that_is_not_read(package: Path) -> None:
     kinds = {path.suffix for path in package.rglob("*") if path.is_file()}
-    assert not kinds & {".so", ".pyd", ".dylib", ".pyi", ".toml", ".in", ".html", ".css", ".js"}
+    assert not kinds & {".so", ".pyd", ".dylib", ".pyi", ".toml", ".in", ".html", ".css"}
     assert not [path for path in package.rglob("*") if path.name in ("tests", "test")]
 
 

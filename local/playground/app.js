@@ -85,7 +85,7 @@ function keyButton(key) {
   return make("button", {
     className: "key",
     textContent: short(key),
-    title: `${key}: mark it in both lists`,
+    title: `${key}: mark it, and show it on top`,
     onclick: () => pick(picked === key ? null : key),
   });
 }
@@ -95,8 +95,10 @@ function keyButton(key) {
 const rows = new Map();
 const unfinished = (session) => session.dueAt !== undefined && session.state !== "rejected";
 
-/** What is still to be done first, the next due on top; then what was finished last. */
+/** The marked one first; then what is still to be done, by its due time; then the latest ends. */
 function inOrder(a, b) {
+  const [isFirst, isSecond] = [a.sessionKey === picked, b.sessionKey === picked];
+  if (isFirst !== isSecond) return isFirst ? -1 : 1;
   const [first, second] = [unfinished(a), unfinished(b)];
   if (first !== second) return first ? -1 : 1;
   if (first) return a.dueAt - b.dueAt;
@@ -154,6 +156,11 @@ function showSessions() {
     set(row.last, "title", row.last.textContent);
     set(row.end, "hidden", session.state === "ended");
     set(row.element, "className", session.sessionKey === picked ? "picked" : "");
+    // The row that stands here has moved down: one move, not one of each row below it.
+    if (place?.nextElementSibling === row.element) {
+      place.remove();
+      place = row.element;
+    }
     if (row.element === place) place = place.nextElementSibling;
     else $("sessions").insertBefore(row.element, place);
   }
@@ -184,9 +191,9 @@ function showFilters() {
 function showFlow() {
   const count = (name) => state.sessions.filter((session) => session.state === name).length;
   const waiting = count("retrying");
-  const parts = [[count("open"), "open"], [waiting, "retrying"], [count("ended"), "ended"]];
+  const parts = [[count("open"), "open"], [waiting, "retrying"]];
   set($("flow-registry"), "textContent", parts.filter(([number]) => number)
-    .map((part) => part.join(" ")).join(" · ") || "is empty");
+    .map((part) => part.join(" ")).join(" · ") || "nothing is waiting");
   set($("flow-registry").parentElement, "className", waiting ? "warn" : "");
   const swept = state.log.findLast((line) => line.function === "sweep" && line.timestamp);
   if (swept) set($("flow-sweep"), "textContent", `last ran at ${clockOf(swept)}`);

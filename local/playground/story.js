@@ -52,8 +52,8 @@ steps[1].onclick = async () => {
     return;
   }
   session = told.session;
-  say("The API answered 202 Accepted. It could not reach Elevate, so it wrote the end into the"
-    + " registry, where it is due again soon. It is marked in the list below.", "warn");
+  say("The API answered 202 Accepted. It could not reach Elevate, so it keeps the end in the"
+    + " registry: see the marked row.", "warn");
   next();
 };
 
