@@ -8,13 +8,16 @@ export SAM_CLI_TELEMETRY := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test unit explore fuzz verify bench status session forget session-hash sweep retry-rejected redrive tail smoke docs check scan audit sbom format build lock clean
+.PHONY: help run demo test unit explore fuzz verify bench status session forget session-hash sweep retry-rejected redrive tail smoke docs check scan audit sbom format build lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/installed ## Run the whole stack on this machine, until Ctrl-C
+run: $(VENV)/installed ## Run the whole stack on this machine, with a page to watch it
 	@$(BIN)/python -m local.run
+
+demo: $(VENV)/installed ## See an end outlive an outage of Elevate, in the terminal
+	@$(BIN)/python -m local.demo
 
 test: $(VENV)/installed ## Run all tests, those on the deployed stack included
 	$(BIN)/pytest
@@ -123,12 +126,13 @@ $(VENV)/installed: requirements-dev.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.13 is needed: no $(PYTHON) here." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' \
 		|| { echo "Python 3.13 is needed: $(PYTHON) is another version." >&2; exit 1; }
+	@echo "Installing the tools into $(VENV)/; the first time this takes about a minute."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/pip install --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 
 # The scanners have an environment of their own: they want older versions of what the rest uses.
 $(VENV)/scan/installed: requirements-scan.txt $(VENV)/installed
 	$(PYTHON) -m venv $(VENV)/scan
-	$(VENV)/scan/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-scan.txt
+	$(VENV)/scan/bin/pip install --disable-pip-version-check --require-hashes -r requirements-scan.txt
 	@touch $@

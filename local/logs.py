@@ -9,7 +9,8 @@ from typing import Any
 # How long (milliseconds) a line may be under way: later ones are not shown.
 _LATE = 10_000
 # Fields that say the same on every line here, or have a place of their own.
-_QUIET = {"level", "message", "timestamp", "service"}
+_QUIET = {"function", "level", "message", "timestamp", "service"}
+_TRACEBACK = "Traceback (most recent call last):"
 
 
 def line_of(message: str) -> dict[str, Any] | None:
@@ -41,11 +42,15 @@ def _of_lambda(line: dict[str, Any]) -> dict[str, Any] | None:
 def readable(function: str, message: str) -> str:
     """Return a line as text; nothing where `line_of` has none."""
     line = line_of(message)
-    if line is None:
-        return ""
+    return "" if line is None else text_of({"function": function} | line)
+
+
+def text_of(line: dict[str, Any]) -> str:
+    """Return what a line of a named function says as text."""
     clock = str(line.get("timestamp", ""))[11:19]
     fields = " ".join(f"{name}={value}" for name, value in line.items() if name not in _QUIET)
-    parts = (clock, f"{function:5}", f"{line.get('level') or '':7}", str(line["message"]), fields)
+    level = line.get("level") or ""
+    parts = (clock, f"{line['function']:5}", f"{level:7}", str(line["message"]), fields)
     return " ".join(part for part in parts if part.strip())
 
 
@@ -64,22 +69,49 @@ def follow(
     """Yield the lines written from now on, in their order, for ever; ask every so many seconds."""
     since = dict.fromkeys(groups, int(time.time() * 1000))
     shown: dict[str, Counter[tuple[int, str]]] = {group: Counter() for group in groups}
+    tracebacks: set[str] = set()
     while True:
         found: list[tuple[int, str]] = []
         for group in groups:
             # The emulator gives events no id, so equal lines of one millisecond are counted.
-            events = Counter(
-                (e["timestamp"], e["message"]) for e in _events(logs, group, since[group])
-            )
-            new = events - shown[group]
+            events: Counter[tuple[int, str]] = Counter()
+            new = []
+            for event in _events(logs, group, since[group]):
+                written = (event["timestamp"], event["message"])
+                events[written] += 1
+                if events[written] > shown[group][written]:
+                    new.append(written)
             shown[group] = events
             newest = max((stamp for stamp, _ in events), default=0)
             since[group] = max(since[group], newest - _LATE)
-            for stamp, message in new.elements():
+            for stamp, message in _without_repeats(new, tracebacks):
                 if line := show(group.rsplit("-", 1)[-1], message):
                     found.append((stamp, line))
-        yield from (line for _, line in sorted(found))
+        # By time only: lines of one moment, such as a traceback's, stay in the order written.
+        yield from (line for _, line in sorted(found, key=lambda line: line[0]))
         time.sleep(seconds)
+
+
+def _without_repeats(
+    written: list[tuple[int, str]], tracebacks: set[str]
+) -> Iterator[tuple[int, str]]:
+    """Yield what was written, but of a traceback that was shown before only the last line."""
+    lines = iter(written)
+    for stamp, message in lines:
+        if message != _TRACEBACK:
+            yield stamp, message
+            continue
+        block = [(stamp, message)]
+        for line in lines:
+            block.append(line)
+            if not line[1].startswith(" "):
+                break
+        text = "\n".join(message for _, message in block)
+        if text in tracebacks:
+            yield stamp, f"{block[-1][1]} (again; its traceback is above)"
+        else:
+            tracebacks.add(text)
+            yield from block
 
 
 def _events(logs: Any, group: str, since: int) -> Iterator[dict[str, Any]]:

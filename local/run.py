@@ -1,4 +1,4 @@
-"""`make run`: bring the whole stack up on this machine, show how to call it, follow its logs."""
+"""`make run`: bring the whole stack up on this machine, with a page to watch it, and its logs."""
 
 import argparse
 import json
@@ -8,23 +8,16 @@ import signal
 import sys
 import time
 import uuid
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from botocore.exceptions import EndpointConnectionError
 
-from local.logs import follow
-from local.stack import ROOT, Stack, StackError
-
-# Environment variables (as in `make run MARKETS=…`) that become parameters of the template.
-_PARAMETERS = {
-    "ELEVATE_CLUSTER_ID": "ElevateClusterId",
-    "ELEVATE_BASE_URL": "ElevateBaseUrl",
-    "ELEVATE_API": "ElevateApi",
-    "SESSION_IDLE_MINUTES": "SessionIdleMinutes",
-    "SWEEP_SHARDS": "SweepShards",
-    "SWEEP_CONCURRENCY": "SweepConcurrency",
-}
+from local.logs import as_json, follow, text_of
+from local.parameters import parameters, port
+from local.playground import Playground
+from local.service import Service
+from local.stack import ROOT, Stack, StackError, free_port
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -32,7 +25,11 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def main() -> int:
     """Run until interrupted; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", default=".local", help="where it keeps what it makes")
+    parser.add_argument(
+        "--folder",
+        default=os.environ.get("FOLDER") or ".local",
+        help="where it keeps what it makes",
+    )
     folder = ROOT / parser.parse_args().folder
     for number in _STOPPING:
         signal.signal(number, _interrupt)
@@ -48,67 +45,72 @@ def main() -> int:
 
 def _run(folder: Path) -> None:
     started = time.monotonic()
-    parameters = {p: os.environ[v] for v, p in _PARAMETERS.items() if os.environ.get(v)}
-    markets = os.environ.get("MARKETS", "UK,SE")
+    given = parameters(os.environ)
+    markets = given.setdefault("Markets", "UK,SE")
+    # Whoever watches an outage here waits for seconds, not for production's minute.
+    given.setdefault("RetryBaseSeconds", "5")
+    playground_port = free_port(port(os.environ, "PLAYGROUND_PORT"), "PLAYGROUND_PORT")
     stack = Stack(
         folder,
-        port=_port("PORT"),
-        elevate_port=_port("ELEVATE_PORT"),
+        port=port(os.environ, "PORT"),
+        elevate_port=port(os.environ, "ELEVATE_PORT"),
         markets=markets,
         say=print,
     )
-    print("Starting MiniStack …", flush=True)
-    with stack:
-        if not {"ElevateClusterId", "ElevateBaseUrl"} & set(parameters):
+    with stack, Playground(playground_port) as playground:
+        print(f"Playground: {playground.url} shows all this in your browser.", flush=True)
+        stack.playground_url = playground.url
+        if not {"ElevateClusterId", "ElevateBaseUrl"} & set(given):
             stack.start_elevate()
-        print("Building …", flush=True)
-        stack.build()
-        print("Deploying template.yaml …", flush=True)
-        info = stack.deploy(parameters)
-        _show(info, markets.split(",")[0], parameters, time.monotonic() - started)
-        try:
-            for line in follow(stack.client("logs"), info["logGroups"]):
-                print(line, flush=True)
-        except EndpointConnectionError:
-            raise StackError(f"MiniStack has stopped; see {folder}/ministack.log") from None
+        for phase, do in (
+            ("Building the functions …", stack.build),
+            ("Deploying template.yaml …", lambda: stack.deploy(given)),
+        ):
+            print(phase, flush=True)
+            playground.say(phase)
+            do()
+        with closing(Service(stack.info)) as service:
+            _show(service, given, time.monotonic() - started)
+            playground.show(service)
+            try:
+                for text in follow(stack.client("logs"), stack.info["logGroups"], show=as_json):
+                    line = json.loads(text)
+                    playground.add_line(line)
+                    print(text_of(line), flush=True)
+            except EndpointConnectionError:
+                raise StackError(f"MiniStack has stopped; see {folder}/ministack.log") from None
 
 
-def _show(info: dict[str, Any], market: str, parameters: dict[str, str], seconds: float) -> None:
-    api, key = info["apiUrl"], info["apiKey"]
+def _show(service: Service, given: dict[str, str], seconds: float) -> None:
+    info = service.info
     customer, ended, tracked = (str(uuid.uuid4()) for _ in range(3))
-    about = {"market": market, "customerKey": customer}
-    head = f"curl -i -H 'x-api-key: {key}' -H 'content-type: application/json'"
-    idle = parameters.get("SessionIdleMinutes", "30")
-    elevate = info["elevateUrl"] or f"cluster {parameters.get('ElevateClusterId')}"
+    about = {"market": service.markets[0], "customerKey": customer}
+    head = "curl -i -H \"x-api-key: $KEY\" -H 'content-type: application/json'"
+    elevate = shlex.quote(info["elevateUrl"])
+    idle = given.get("SessionIdleMinutes", "30")
+    cluster = given.get("ElevateClusterId")
     print(f"""
-Ready after {seconds:.0f} s. The schedule sweeps every minute; a session is ended after {idle} quiet
-minutes (make run SESSION_IDLE_MINUTES=1 for less patience). Ctrl-C stops everything.
+Ready after {seconds:.0f} s. The schedule sweeps every minute and ends sessions after {idle} quiet
+minutes. Ends go to {info["elevateUrl"] or f"your cluster {cluster}"}. Ctrl-C stops everything.
 
-  API      {api}
-  key      {key}
-  Elevate  {elevate}
+Open  {info["playgroundUrl"]}  or paste this into another terminal:
+
+  export URL={info["apiUrl"]} KEY={info["apiKey"]} ELEVATE={elevate}
 
 End a session:
 
-  {head} -X POST {api}/sessions/end -d {shlex.quote(json.dumps(about | {"sessionKey": ended}))}
+  {head} -X POST "$URL/sessions/end" -d {shlex.quote(json.dumps(about | {"sessionKey": ended}))}
 
 Track one, so that it is ended when it goes quiet:
 
-  {head} -X PUT {api}/sessions/{tracked} -d {shlex.quote(json.dumps(about))}
+  {head} -X PUT "$URL/sessions/{tracked}" -d {shlex.quote(json.dumps(about))}
 
 Ask for its state:
 
-  {head} {api}/sessions/{tracked}
+  {head} "$URL/sessions/{tracked}"
 
 What the functions log:
 """)
-
-
-def _port(name: str) -> int | None:
-    text = os.environ.get(name, "")
-    if text and not (text.isdecimal() and 0 < int(text) < 65536):
-        raise StackError(f"{name} is no port number.")
-    return int(text) if text else None
 
 
 def _interrupt(*_: object) -> None:

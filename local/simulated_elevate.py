@@ -46,7 +46,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import h11
 
@@ -269,7 +269,7 @@ class SimulatedElevate:
     def _web_v2(self, given: dict[str, str]) -> str:
         if given.keys() != {"esales.market", "esales.customerKey", "esales.sessionKey"}:
             return "Wanted are esales.market, esales.customerKey and esales.sessionKey."
-        if given["esales.market"] not in self._markets:
+        if not self._has_market(given["esales.market"]):
             return "The market is not configured."
         for name in ("esales.customerKey", "esales.sessionKey"):
             if not _UUID4.fullmatch(given[name]):
@@ -292,11 +292,14 @@ class SimulatedElevate:
         names = given.keys() - {"userContext"}
         if not {"market", *wanted} <= names <= {"market", *allowed}:
             return "The arguments are not those of the userContext."
-        if given["market"] not in self._markets:
+        if not self._has_market(given["market"]):
             return "The market is not configured."
         if any(not 1 <= len(given[name]) <= 255 for name in names & keys):
             return "A key has 1 to 255 characters."
         return ""
+
+    def _has_market(self, market: str) -> bool:
+        return not self._markets or market in self._markets
 
     # -- what was received -----------------------------------------------------------------
 
@@ -449,6 +452,11 @@ def _session_key(arguments: list[tuple[str, str]] | None) -> str:
     return ""
 
 
+def markets_of(text: str) -> tuple[str, ...]:
+    """Return the markets of a list as template.yaml takes it: a comma in a name is %2C."""
+    return tuple(unquote(market.strip()) for market in text.split(",") if market.strip())
+
+
 def _json(status: int, value: Any) -> _Answer:
     return _Answer(status, json.dumps(value).encode(), (("Content-Type", "application/json"),))
 
@@ -505,14 +513,19 @@ def main() -> None:
     """Serve until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(description="A strict simulated Elevate on the loopback.")
     parser.add_argument("--port", type=int, default=0, help="0, the default, takes a free one")
-    parser.add_argument("--markets", default="UK,SE", help="those configured, comma separated")
+    parser.add_argument(
+        "--markets",
+        default="UK,SE",
+        help="those configured, comma separated; a comma in a name is %%2C; none accepts any",
+    )
     parser.add_argument("--latency-ms", type=float, default=0.0, help="before each answer")
     options = parser.parse_args()
     # Blocked before the thread starts, the signals wait for sigwait and interrupt nothing.
     signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    markets = tuple(options.markets.split(","))
-    with SimulatedElevate(markets, options.port, options.latency_ms / 1000) as elevate:
+    with SimulatedElevate(
+        markets_of(options.markets), options.port, options.latency_ms / 1000
+    ) as elevate:
         print(f"simulated Elevate on {elevate.url}", flush=True)
         signal.sigwait(signals)
 

@@ -24,6 +24,7 @@ import boto3
 from botocore.config import Config
 
 from local.interface import interface
+from local.simulated_elevate import markets_of
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -51,7 +52,7 @@ class Stack:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.folder = folder
-        self.port = _free_port(port, "PORT")
+        self.port = free_port(port, "PORT")
         self._elevate_port = elevate_port
         self._markets = markets
         self._say = say
@@ -59,6 +60,7 @@ class Stack:
         self._lock: IO[str] | None = None
         self.aws_endpoint_url = f"http://127.0.0.1:{self.port}"
         self.elevate_url = ""
+        self.playground_url = ""
         self.info: dict[str, Any] = {}
 
     def __enter__(self) -> "Stack":
@@ -81,7 +83,7 @@ class Stack:
 
     def start_elevate(self) -> None:
         """Start the simulated Elevate; its address is then `elevate_url`."""
-        port = _free_port(self._elevate_port, "ELEVATE_PORT")
+        port = free_port(self._elevate_port, "ELEVATE_PORT")
         arguments = ["-m", "local.simulated_elevate", "--port", str(port)]
         self._start("elevate", [sys.executable, *arguments, "--markets", self._markets])
         self.elevate_url = f"http://127.0.0.1:{port}"
@@ -105,7 +107,7 @@ class Stack:
             "--parameter-overrides",
             *overrides,
         )
-        self.info = self._describe(parameters)
+        self.info = self._describe(given)
         self._copy_invoke_settings()
         self._put_gateway_responses()
         (self.folder / "stack.json").write_text(json.dumps(self.info, indent=2) + "\n")
@@ -158,7 +160,10 @@ class Stack:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.close()
-            raise StackError(f"A stack is running in {self.folder.name}/ already.") from None
+            raise StackError(
+                f"A stack is running in {self.folder.name}/ already."
+                " To have two: make run FOLDER=.local/second"
+            ) from None
         self._lock = lock
         # What an earlier run left behind when it was killed outright.
         left = self.folder / "processes.json"
@@ -304,7 +309,10 @@ class Stack:
             # MiniStack's own form: names under .localhost do not resolve everywhere.
             "apiUrl": f"{self.aws_endpoint_url}/_aws/execute-api/{api_id}/api",
             "apiKey": key,
-            "elevateUrl": parameters.get("ElevateBaseUrl") or self.elevate_url,
+            "elevateUrl": parameters["ElevateBaseUrl"],
+            "elevateIsSimulated": bool(self.elevate_url),
+            "markets": list(markets_of(parameters["Markets"])),
+            "playgroundUrl": self.playground_url,
             "awsEndpointUrl": self.aws_endpoint_url,
             "region": REGION,
             "stackName": STACK_NAME,
@@ -319,7 +327,8 @@ _ORIGIN = "gatewayresponse.header.Access-Control-Allow-Origin"
 _FUNCTIONS = ("end", "track", "sweep")
 
 
-def _free_port(wanted: int | None, name: str) -> int:
+def free_port(wanted: int | None, name: str) -> int:
+    """Return a free port, the wanted one if there is one; raises StackError if it is taken."""
     try:
         with socket.create_server(("127.0.0.1", wanted or 0)) as free:
             port: int = free.getsockname()[1]

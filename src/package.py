@@ -55,7 +55,9 @@ OPERATIONS = {
 def main(target: Path) -> None:
     """Fill `target` with the package."""
     lock = (SRC / "requirements.txt").read_bytes() + Path(__file__).read_bytes()
-    dependencies = target.parent / f".dependencies-{hashlib.sha256(lock).hexdigest()[:16]}"
+    # Beside the folder of all packages, which each `sam build` begins by emptying.
+    cache = target.parent.parent
+    dependencies = cache / f"dependencies-{hashlib.sha256(lock).hexdigest()[:16]}"
     if not dependencies.exists():
         install(dependencies)
     # A cached build begins with what an earlier version left.

@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-pytest_plugins = ["emulated", "endings", "handlers"]
+pytest_plugins = ["browser", "emulated", "endings", "handlers"]
 
 
 # Where all tests share one deployed stack.

@@ -85,3 +85,24 @@ def test_no_line_is_missed_or_shown_twice_though_it_comes_late() -> None:
     logs = FakeLogs([before, first], [], [late], [(now + 9500, same)], [(now + 9500, same)])
     lines = follow(logs, ["/aws/lambda/stack-end"], 0, lambda _, message: message)
     assert list(itertools.islice(lines, 4)) == ["1", "2", same, same]
+
+
+TRACEBACK = [
+    "Traceback (most recent call last):",
+    '  File "/var/task/handler/end.py", line 9, in handle',
+    "    b = a[key]",
+    "        ~^^^^^",
+    '  File "/var/task/handler/a.py", line 9, in find',
+    "    b = a[key]",
+    "        ~^^^^^",
+    "KeyError: 'market'",
+]
+
+
+def test_a_traceback_reads_as_written_and_is_not_repeated_by_each_retry() -> None:
+    now = int(time.time() * 1000)
+    first = [(now + 1000, line) for line in TRACEBACK]
+    retry = [(now + 2000, line) for line in [*TRACEBACK, "after"]]
+    lines = follow(FakeLogs(first, retry), ["stack-end"], 0, lambda _, message: message)
+    again = "KeyError: 'market' (again; its traceback is above)"
+    assert list(itertools.islice(lines, len(TRACEBACK) + 2)) == [*TRACEBACK, again, "after"]

@@ -37,7 +37,7 @@ def test_it_is_small(package: Path, tmp_path: Path) -> None:
 
 def test_it_is_pure_python_and_holds_nothing_that_is_not_read(package: Path) -> None:
     kinds = {path.suffix for path in package.rglob("*") if path.is_file()}
-    assert not kinds & {".so", ".pyd", ".dylib", ".pyi", ".toml", ".in"}
+    assert not kinds & {".so", ".pyd", ".dylib", ".pyi", ".toml", ".in", ".html", ".css"}
     assert not [path for path in package.rglob("*") if path.name in ("tests", "test")]
 
 
@@ -87,6 +87,22 @@ def test_the_sbom_lists_what_the_package_ships(package: Path) -> None:
     shipped = {path.stem for path in package.iterdir()} - own
     names = {name.replace("-", "_") for name, _ in listed} | {"dateutil"}
     assert shipped <= names
+
+
+def test_a_second_build_needs_no_network(package: Path) -> None:
+    # Given that `sam build` has emptied the folder of the packages, as it does each time
+    target = package.parent.with_name("emptied") / "EndFunction"
+    # When it builds again, and no package index can be reached
+    unreachable = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0"}
+    subprocess.run(
+        [sys.executable, SRC / "package.py", target], env=os.environ | unreachable, check=True
+    )
+    # Then the package is the same.
+    assert names(target) == names(package)
+
+
+def names(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
 @pytest.fixture

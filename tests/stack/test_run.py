@@ -3,12 +3,12 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,7 +99,9 @@ def test_run_shows_how_to_call_it_and_leaves_nothing_behind(tmp_path: Path) -> N
         wait_for(lambda: not any(is_running(group) for group in left))
         wait_for(lambda: second.says("What the functions log:"), 180)
         # the lines it shows work when pasted,
-        answered = [curl(line) for line in re.findall(r"^  (curl .*)$", second.output, re.M)]
+        (exports,) = re.findall(r"^  (export URL=.* KEY=.* ELEVATE=.*)$", second.output, re.M)
+        lines = re.findall(r"^  (curl .*)$", second.output, re.M)
+        answered = [curl(f"{exports}; {line}") for line in lines]
         assert [status for status, _ in answered] == [204, 204, 200]
         assert '"open"' in answered[2][1]
         # what the functions log is shown,
@@ -108,8 +110,15 @@ def test_run_shows_how_to_call_it_and_leaves_nothing_behind(tmp_path: Path) -> N
         info = json.loads((second.folder / "stack.json").read_text())
         assert set(info) == {
             *("apiUrl", "apiKey", "elevateUrl", "awsEndpointUrl", "region", "stackName"),
-            *("tableName", "eventBusName", "functions", "logGroups"),
+            *("tableName", "eventBusName", "functions", "logGroups", "markets"),
+            *("elevateIsSimulated", "playgroundUrl"),
         }
+        # The page is named first, and shows what runs.
+        assert second.output.startswith(f"Playground: {info['playgroundUrl']} ")
+        with urllib.request.urlopen(f"{info['playgroundUrl']}/state", timeout=20) as answer:
+            state = json.load(answer)
+        assert {session["state"] for session in state["sessions"]} == {"open", "ended"}
+        assert [line["outcome"] for line in state["log"] if "outcome" in line] == ["delivered"]
         assert info["apiUrl"] in second.output
         assert info["apiKey"] in second.output
 
@@ -117,7 +126,7 @@ def test_run_shows_how_to_call_it_and_leaves_nothing_behind(tmp_path: Path) -> N
         with run(tmp_path / "third") as third:
             # Then that one says why it cannot be.
             assert third.process.wait(30) == 1
-        assert "running in test-run/ already" in third.output
+        assert "running in test-run/ already. To have two: make run FOLDER=" in third.output
         assert (second.folder / "stack.json").exists()
 
         # When it is stopped, by a terminal and by make at once
@@ -128,13 +137,14 @@ def test_run_shows_how_to_call_it_and_leaves_nothing_behind(tmp_path: Path) -> N
         # Then all has gone but logs and caches.
         assert second.process.wait(20) == 0
         wait_for(lambda: not any(is_running(group) for group in groups))
-        ports = [int(info[name].rsplit(":", 1)[1]) for name in ("awsEndpointUrl", "elevateUrl")]
+        urls = [info[name] for name in ("awsEndpointUrl", "elevateUrl", "playgroundUrl")]
+        ports = [int(url.rsplit(":", 1)[1]) for url in urls]
         assert not any(answers(port) for port in ports)
         left_files = {path.name for path in second.folder.iterdir()}
         assert not left_files & {"stack.json", "processes.json", "tmp"}
 
 
-@pytest.mark.parametrize("name", ["PORT", "ELEVATE_PORT"])
+@pytest.mark.parametrize("name", ["PORT", "ELEVATE_PORT", "PLAYGROUND_PORT"])
 def test_run_says_which_port_is_taken(name: str, tmp_path: Path) -> None:
     # Given a port that somebody listens on
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -148,14 +158,25 @@ def test_run_says_which_port_is_taken(name: str, tmp_path: Path) -> None:
     assert refused.processes() == []
 
 
-def test_run_shows_why_a_deployment_fails(tmp_path: Path) -> None:
-    # Given a setting that the template refuses
-    with run(tmp_path / "log", ELEVATE_API="nonsense") as failed:
-        # When it is deployed
+def test_run_refuses_what_is_invalid_before_it_builds(tmp_path: Path) -> None:
+    with run(tmp_path / "log", ELEVATE_API="nonsense") as refused:
+        assert refused.process.wait(30) == 1
+    assert refused.output.splitlines() == [
+        "ELEVATE_API=nonsense is not valid: give web-v2 or storefront-v3."
+    ]
+    assert refused.processes() == []
+
+
+def test_run_shows_why_a_build_fails(tmp_path: Path) -> None:
+    # Given a first build, and no package index
+    shutil.rmtree(ROOT / FOLDER / ".aws-sam", ignore_errors=True)
+    unreachable = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0"}
+    with run(tmp_path / "log", **unreachable) as failed:
         status = failed.process.wait(120)
     # Then it shows what was wrong, and nothing is left.
     assert status == 1
-    assert "ElevateApi" in failed.output
+    assert "`sam build` failed; its output is above." in failed.output
+    assert "No matching distribution found" in failed.output
     assert failed.processes() == []
 
 
@@ -164,5 +185,7 @@ def curl(line: str) -> tuple[int, str]:
     # These tests are about README's own lines; what the calls do is tested without curl.
     if shutil.which("curl") is None:
         pytest.skip("no curl here")
-    shown = subprocess.run(shlex.split(line), capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["/bin/sh", "-c", line], capture_output=True, text=True, check=True
+    ).stdout
     return int(shown.split()[1]), shown

@@ -1,0 +1,72 @@
+"""What `make run` takes, and what it refuses in one line before anything is built."""
+
+import pytest
+
+from local.parameters import parameters, port
+from local.simulated_elevate import markets_of
+from local.stack import StackError
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"ELEVATE_API": "foo"}, "ELEVATE_API=foo is not valid: give web-v2 or storefront-v3."),
+        ({"ELEVATE_BASE_URL": "http://example.com"}, "ELEVATE_BASE_URL=http://example.com is not"),
+        ({"ELEVATE_CLUSTER_ID": "a b"}, "ELEVATE_CLUSTER_ID=a b is not valid: Id of the Elevate"),
+        ({"SESSION_IDLE_MINUTES": "0"}, "give a whole number from 1 to 1440."),
+        ({"SESSION_IDLE_MINUTES": "1.5"}, "give a whole number from 1 to 1440."),
+        ({"SESSION_IDLE_MINUTES": "1441"}, "give a whole number from 1 to 1440."),
+        ({"SESSION_IDLE_MINUTES": "1440"}, "must be less than SESSION_LIMIT_MINUTES (1440)."),
+        ({"SWEEP_SHARDS": "many"}, "SWEEP_SHARDS=many is not valid: give a whole number from 1 to"),
+        ({"MARKETS": "x" * 71}, "give at most 70 characters."),
+        (
+            {"MAKEFLAGS": " -- MARKET=UK"},
+            "MARKET is not known to `make run`: did you mean MARK",
+        ),
+        (
+            {"MAKEFLAGS": "w -- QQ=1 PORT=1"},
+            "QQ is not known to `make run`: there are ELEV",
+        ),
+    ],
+)
+def test_what_is_invalid_is_refused_in_one_line(given: dict[str, str], said: str) -> None:
+    with pytest.raises(StackError) as refused:
+        parameters(given)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {}),
+        ({"MARKETS": ""}, {"Markets": ""}),
+        ({"MARKETS": "A%2CB,SE"}, {"Markets": "A%2CB,SE"}),
+        ({"ELEVATE_API": "", "SESSION_IDLE_MINUTES": ""}, {}),
+        ({"ELEVATE_BASE_URL": "https://x.example/a"}, {"ElevateBaseUrl": "https://x.example/a"}),
+        ({"SESSION_IDLE_MINUTES": "1"}, {"SessionIdleMinutes": "1"}),
+        (
+            {"SESSION_IDLE_MINUTES": "1440", "ELEVATE_API": "storefront-v3"},
+            {"SessionIdleMinutes": "1440", "ElevateApi": "storefront-v3"},
+        ),
+        ({"MAKEFLAGS": r"j2 -- MARKETS=Norge\ X=1 PYTHON=python3.13"}, {}),
+    ],
+)
+def test_what_is_valid_becomes_a_parameter(given: dict[str, str], expected: dict[str, str]) -> None:
+    assert parameters(given) == expected
+
+
+@pytest.mark.parametrize("text", ["0", "65536", "http", "-1"])
+def test_a_port_is_a_number(text: str) -> None:
+    with pytest.raises(StackError, match=f"PORT={text} is not valid: give a port number"):
+        port({"PORT": text}, "PORT")
+
+
+def test_a_port_may_be_left_out() -> None:
+    assert port({}, "PORT") is port({"PORT": ""}, "PORT") is None
+    assert port({"PORT": "8080"}, "PORT") == 8080
+
+
+def test_a_list_of_markets_reads_as_the_functions_read_it() -> None:
+    assert markets_of("A%2CB, SE ,") == ("A,B", "SE")
+    assert markets_of("") == ()
