@@ -88,13 +88,13 @@ class Registry:
 
         "reopened": it was over, by a guess. "over": its end has been asked for.
         """
-        refused = self._update(statements.track(activity, self._settings))
-        if refused is None:
+        tracked, item = self._update(statements.track(activity, self._settings))
+        if tracked:
             return "tracked"
-        if not _is_open(refused):
-            reopened = self._update(statements.reopen(activity, self._settings)) is None
+        if item.get("state", {}).get("S") not in {"open", "retrying"} or "requestedAt" in item:
+            reopened, _ = self._update(statements.reopen(activity, self._settings))
             return "reopened" if reopened else "over"
-        if activity.interactive and not refused.get("interactive", {}).get("BOOL"):
+        if activity.interactive and not item.get("interactive", {}).get("BOOL"):
             self._update(statements.note_interactive(activity.session))
         return "tracked"
 
@@ -106,13 +106,12 @@ class Registry:
         """
         lease = uuid.uuid4().hex
         update = statements.claim(session, asked_at, self._now(), lease, self._settings)
-        written: dict[str, Any] = {}
-        refused = self._update(update, written)
-        if refused is None:
-            return Claim(row_of(written), lease)
-        state = refused.get("state", {}).get("S")
+        claimed, item = self._update(update, "ALL_NEW")
+        if claimed:
+            return Claim(row_of(item), lease)
+        state = item.get("state", {}).get("S")
         if state == "ended":
-            if "requestedAt" not in refused:
+            if "requestedAt" not in item:
                 self._update(statements.make_final(session, asked_at))
             return "over"
         if state not in {"open", "retrying", "ending", "rejected", "expired"}:
@@ -124,7 +123,7 @@ class Registry:
         """Write down that a session is to be ended, due at once, without claiming it."""
         for alive in (True, False):
             kept = statements.keep(session, asked_at, self._now(), self._settings, alive=alive)
-            if self._update(kept) is None:
+            if self._update(kept)[0]:
                 break
 
     def status(self, session_key: str) -> list[Status]:
@@ -187,7 +186,7 @@ class Registry:
         left = [one for one in settlements if one not in written.done]
         asked = self._write(
             [one for one in left if one[1].state == "ended"],
-            lambda one: statements.settle_asked(*one, now, settings),
+            lambda one: statements.settle(*one, now, settings, asked=True),
         )
         given_back = self._write(
             [one for one in left if one not in asked.done],
@@ -208,23 +207,15 @@ class Registry:
     def _now(self) -> int:
         return int(self._clock())
 
-    def _update(
-        self, update: dict[str, Any], written: dict[str, Any] | None = None
-    ) -> dict[str, Any] | None:
-        """Write one row; return the row that failed the condition, None when written.
-
-        `written`, when given, is filled with the row as written.
-        """
-        returned = "NONE" if written is None else "ALL_NEW"
+    def _update(self, update: dict[str, Any], returned: str = "NONE") -> tuple[bool, Item]:
+        """Write one row; return whether its condition held, and the row as written or as it was."""
         try:
             answer = self._call(
                 "update_item", TableName=self._table, ReturnValues=returned, **update
             )
         except _ConditionFailed as failed:
-            return failed.item
-        if written is not None:
-            written.update(answer["Attributes"])
-        return None
+            return False, failed.item
+        return True, answer.get("Attributes", {})
 
     def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         try:
@@ -289,7 +280,3 @@ class Registry:
 class _ConditionFailed(Exception):
     def __init__(self, item: dict[str, Any]) -> None:
         self.item = item
-
-
-def _is_open(item: Item) -> bool:
-    return item.get("state", {}).get("S") in {"open", "retrying"} and "requestedAt" not in item

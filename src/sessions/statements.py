@@ -93,16 +93,8 @@ def parked(shard: int) -> int:
 
 def track(activity: Activity, settings: Settings) -> dict[str, Any]:
     """Note a sign of life."""
-    session = activity.session
-    sets = {
-        "state": "open",
-        "activeAt": activity.at,
-        "dueAt": idle_at(activity.at, settings.idle),
-        "sweepShard": shard_of(session.session_key, settings.shards),
-        "attempts": 0,
-    }
-    defaults: dict[str, Any] = {"leaseUntil": 0}
-    known, unknown = _identity(session)
+    known, unknown = _identity(activity.session)
+    sets, defaults = _alive(activity, settings) | known, {"leaseUntil": 0}
     changed = [f"{name} <> :{name}" for name in known]
     changed += [f"attribute_exists({name})" for name in unknown]
     if activity.interactive:
@@ -113,28 +105,30 @@ def track(activity: Activity, settings: Settings) -> dict[str, Any]:
         defaults["interactive"] = False
         changed.append("attribute_not_exists(interactive)")
     condition = TRACK_CONDITION.format(changed=" OR ".join(changed))
-    values = {"stale": activity.at - settings.slack}
-    return _update(session, condition, sets | known, defaults, unknown, values)
+    stale = {"stale": activity.at - settings.slack}
+    return _update(activity.session, condition, sets, defaults, unknown, stale)
 
 
 def reopen(activity: Activity, settings: Settings) -> dict[str, Any]:
     """Open a session again that was over by a guess: its visitor is back."""
-    session = activity.session
-    known, unknown = _identity(session)
-    sets: dict[str, Any] = {
-        "state": "open",
-        "activeAt": activity.at,
-        "dueAt": idle_at(activity.at, settings.idle),
-        "sweepShard": shard_of(session.session_key, settings.shards),
-        "attempts": 0,
-        "leaseUntil": 0,
-    }
-    gone = [*unknown, "expiresAt", "settledAt", "lastStatus", "lastReason", "lease"]
+    known, gone = _identity(activity.session)
+    sets = _alive(activity, settings) | known | {"leaseUntil": 0}
+    gone += ["expiresAt", "settledAt", "lastStatus", "lastReason", "lease"]
     if activity.interactive is None:
         gone.append("interactive")
     else:
         sets["interactive"] = activity.interactive
-    return _update(session, REOPEN_CONDITION, sets | known, removes=gone)
+    return _update(activity.session, REOPEN_CONDITION, sets, removes=gone)
+
+
+def _alive(activity: Activity, settings: Settings) -> dict[str, Any]:
+    return {
+        "state": "open",
+        "activeAt": activity.at,
+        "dueAt": idle_at(activity.at, settings.idle),
+        "sweepShard": shard_of(activity.session.session_key, settings.shards),
+        "attempts": 0,
+    }
 
 
 def note_interactive(session: Session) -> dict[str, Any]:
@@ -199,29 +193,21 @@ def _update(
     values: Values | None = None,
 ) -> dict[str, Any]:
     """Set, set what is missing, and remove; `values` are those the condition compares with."""
-    defaults = defaults or {}
-    changes = [f"{_name(name)} = :{name}" for name in sets]
-    changes += [f"{name} = if_not_exists({name}, :{name})" for name in defaults]
-    expression = "SET " + ", ".join(changes)
-    if gone := ", ".join(removes):
-        expression += f" REMOVE {gone}"
-    given = {**sets, **defaults, **(values or {})}
+    # A reserved word, which all conditions name.
+    changes = [f"{'#state' if name == 'state' else name} = :{name}" for name in sets]
+    changes += [f"{name} = if_not_exists({name}, :{name})" for name in defaults or {}]
+    gone = ", ".join(removes)
+    given = {**sets, **(defaults or {}), **(values or {})}
     # DynamoDB refuses values that nothing uses.
     given |= {state: state for state in _STATES if f":{state}" in condition}
-    arguments = {
+    return {
         "Key": {"sessionKey": wire(session.session_key), "market": wire(session.market)},
-        "UpdateExpression": expression,
+        "UpdateExpression": "SET " + ", ".join(changes) + (f" REMOVE {gone}" if gone else ""),
         "ConditionExpression": condition,
+        "ExpressionAttributeNames": {"#state": "state"},
         "ExpressionAttributeValues": {f":{name}": wire(value) for name, value in given.items()},
         "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
     }
-    if "#state" in expression + condition:
-        arguments["ExpressionAttributeNames"] = {"#state": "state"}
-    return arguments
-
-
-def _name(attribute: str) -> str:
-    return "#state" if attribute == "state" else attribute  # a reserved word
 
 
 # -- pages of rows: PartiQL --------------------------------------------------------------------
@@ -239,15 +225,17 @@ def expire(row: Row, now: int, settings: Settings) -> Statement:
     return _statement(row, sets, (*_INDEX, *_PERSONAL), *_due(row, now))
 
 
-def settle(claim: Claim, settlement: Settlement, now: int, settings: Settings) -> Statement:
-    """Write the outcome of a claimed session, if nothing has happened to it in flight."""
+def settle(
+    claim: Claim, settlement: Settlement, now: int, settings: Settings, *, asked: bool = False
+) -> Statement:
+    """Write the outcome of a claimed session, if nothing has happened to it in flight.
+
+    `asked` writes it if its end was asked for in flight.
+    """
     row = claim.row
     shard = shard_of(row.session.session_key, settings.shards)
-    sets: dict[str, Any] = {
-        "state": settlement.state,
-        "attempts": settlement.attempts,
-        "lastStatus": settlement.status,
-    } | _FREE
+    sets: dict[str, Any] = {"state": settlement.state, "attempts": settlement.attempts} | _FREE
+    sets |= {"lastStatus": settlement.status}
     gone = ["lease"]
     match settlement.state:
         case "retrying":
@@ -260,18 +248,12 @@ def settle(claim: Claim, settlement: Settlement, now: int, settings: Settings) -
         case _:
             sets |= _finished(now, settings)
             gone += [*_INDEX, *_PERSONAL]
+    if asked:
+        return _statement(row, sets, gone, OURS_ASKED_CONDITION, claim.lease, 0)
     if row.due_at is None:
         return _statement(row, sets, gone, OURS_UNINDEXED_CONDITION, claim.lease, row.active_at)
-    compared = (claim.lease, row.active_at, row.due_at)
-    return _statement(row, sets, gone, OURS_UNMOVED_CONDITION, *compared)
-
-
-def settle_asked(claim: Claim, settlement: Settlement, now: int, settings: Settings) -> Statement:
-    """Write that a session is ended whose end was asked for while it was in flight."""
-    sets: dict[str, Any] = {"state": "ended", "attempts": settlement.attempts} | _FREE
-    sets |= {"lastStatus": settlement.status} | _finished(now, settings)
-    gone = ["lease", *_INDEX, *_PERSONAL]
-    return _statement(claim.row, sets, gone, OURS_ASKED_CONDITION, claim.lease, 0)
+    unmoved = (claim.lease, row.active_at, row.due_at)
+    return _statement(row, sets, gone, OURS_UNMOVED_CONDITION, *unmoved)
 
 
 def give_back(claim: Claim) -> Statement:
