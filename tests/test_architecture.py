@@ -88,6 +88,31 @@ def test_importing_needs_no_environment_and_opens_no_connection(entrance: str) -
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SRC)}, check=True)
 
 
+@pytest.mark.parametrize("kind", ["on-demand", "snap-start"])
+def test_a_snapshot_holds_the_application_and_no_connection(kind: str) -> None:
+    code = (
+        "import socket\n"
+        "def refuse(*_): raise AssertionError('a connection before the snapshot')\n"
+        "socket.socket.connect = refuse\n"
+        "import handler.end\n"
+        "from handler.application import application\n"
+        "print(application.cache_info().currsize)\n"
+    )
+    environment = {
+        "PYTHONPATH": str(SRC),
+        "AWS_LAMBDA_INITIALIZATION_TYPE": kind,
+        "AWS_DEFAULT_REGION": "eu-west-1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "TABLE_NAME": "table",
+        "ELEVATE_CLUSTER_ID": "w1a2b3c4d",
+        "POWERTOOLS_METRICS_NAMESPACE": "test",
+    }
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(int(kind == "snap-start"))
+
+
 def test_each_sample_event_is_used_by_a_test() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     for path in (ROOT / "events").glob("*.json"):

@@ -1,5 +1,6 @@
 """What all entrances share, built once per execution environment."""
 
+import os
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -74,3 +75,10 @@ def market_validator() -> Validator:
 def now() -> int:
     """Return the time in epoch seconds."""
     return int(time.time())
+
+
+# SnapStart takes its snapshot after the imports: what is built now need not be built after each
+# restore. No connection is open yet, and botocore renews credentials that have run out since.
+if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
+    application()
+    bus()
