@@ -29,7 +29,7 @@ explore: $(VENV)/installed ## Let Hypothesis look for examples that no run has t
 	$(BIN)/pytest --ignore tests/stack --hypothesis-profile explore -k "$(or $(K),TestSessions)"
 
 fuzz: $(VENV)/installed ## Send the deployed API whatever there is, for two minutes (FUZZ=seconds, SEED=…)
-	FUZZ=$(or $(FUZZ),120) SEED=$(or $(SEED),$$(date +%s)) $(BIN)/pytest -n 0 -s tests/test_door.py -k right_answer
+	FUZZ=$(or $(FUZZ),120) SEED=$(or $(SEED),$$(date +%s)) $(BIN)/pytest -n 0 -s tests/stack/test_access.py -k right_answer
 
 verify: $(VENV)/installed ## Break everything under load, then count what was lost (N=2000)
 	@PYTHONPATH=src $(BIN)/python -m local.verify $(N)

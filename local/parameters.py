@@ -39,7 +39,6 @@ def parameters(environment: Mapping[str, str]) -> dict[str, str]:
         if wrong := _wrong(value, template[name]):
             raise StackError(f"{variable}={value} is not valid: {wrong}")
         given[name] = value
-    _refuse_a_limit_below_idle(given, template)
     return given
 
 
@@ -65,14 +64,6 @@ def _wrong(value: str, rules: dict[str, Any]) -> str:
     if len(value) > rules.get("MaxLength", len(value)):
         return f"give at most {rules['MaxLength']} characters."
     return ""
-
-
-def _refuse_a_limit_below_idle(given: dict[str, str], template: dict[str, Any]) -> None:
-    """Refuse what would let each idle session expire before it can be ended."""
-    value = {name: given.get(name, rules.get("Default")) for name, rules in template.items()}
-    idle, limit = int(value["SessionIdleMinutes"]), int(value["SessionLimitMinutes"])
-    if value["ElevateApi"] == "web-v2" and idle >= limit:
-        raise StackError(f"SESSION_IDLE_MINUTES must be less than SESSION_LIMIT_MINUTES ({limit}).")
 
 
 def _refuse_unknown(makeflags: str) -> None:

@@ -1,4 +1,4 @@
-"""What schemathesis checks of each answer beside its own checks; tests/test_door.py runs it."""
+"""What schemathesis checks of each answer beside its own checks (tests/stack/test_access.py)."""
 
 import json
 

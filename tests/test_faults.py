@@ -362,7 +362,11 @@ def test_one_duplicate_does_not_make_a_long_list_of_tracks_run_one_by_one(
     meeting = threading.Barrier(4, timeout=10)
     activities = [Activity(new_session(), int(clock.now)) for _ in range(8)]
     clicked = replace(activities[0], interactive=True)
-    dynamo.before = lambda operation: meeting.wait() and None
+
+    def meet(operation: str) -> None:
+        meeting.wait()
+
+    dynamo.before = meet
     service.ending.track_all([*activities[:7], clicked], time.monotonic() + 60)
     dynamo.before = lambda operation: None
     clock.turn(1800)

@@ -53,7 +53,7 @@ NOT_CHECKED = (
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    with Stack(ROOT / ".local" / "test-door") as stack:
+    with Stack(ROOT / ".local" / "test-access") as stack:
         stack.start_elevate()
         stack.build()
         stack.deploy(OPEN)
