@@ -20,11 +20,12 @@ from sessions.dialects import STOREFRONT_V3
 from sessions.elevate import Elevate
 from sessions.ending import BACKOFF_LIMIT
 from sessions.lifetime import HOUR, MINUTE
+from sessions.pacer import Pacer
 from sessions.registry import BATCH, Registry
 from sessions.session import Activity, Outcome, Session
 from sessions.settings import Settings
 from sessions.statements import shard_of
-from sessions.sweeping import ALL_SHARDS, SETTLE_RESERVE, Pacer, Sweeper
+from sessions.sweeping import ALL_SHARDS, SETTLE_RESERVE, Sweeper
 from sessions.telemetry import Telemetry
 
 type Log = Callable[[], list[dict[str, Any]]]

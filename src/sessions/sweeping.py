@@ -5,7 +5,6 @@ is decided here.
 """
 
 import heapq
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Literal
 from sessions.elevate import Elevate
 from sessions.ending import is_past, settle, settlement
 from sessions.lanes import Lanes
+from sessions.pacer import Pacer
 from sessions.registry import BATCH, Page, Registry, Written
 from sessions.session import (
     MAX_SHARDS,
@@ -155,7 +155,7 @@ class Sweeper:
         self,
         lanes: Lanes,
         threads: ThreadPoolExecutor,
-        pacer: "Pacer",
+        pacer: Pacer,
         until: float,
         report: Sweep,
     ) -> set[int] | None:
@@ -179,7 +179,7 @@ class Sweeper:
             if done.late:
                 late = (late or set()) | {row.shard for row in done.rows}
 
-    def _end_batch(self, rows: list[Row], pacer: "Pacer", until: float) -> _Batch:
+    def _end_batch(self, rows: list[Row], pacer: Pacer, until: float) -> _Batch:
         """Claim, notify and settle a batch of one market's due rows in this thread."""
         batch, started, now = _Batch(rows), time.monotonic(), self._clock()
         past = [row for row in rows if is_past(row, now, self._settings)]
@@ -206,7 +206,7 @@ class Sweeper:
         return batch
 
     def _notify(
-        self, claims: Sequence[Claim], pacer: "Pacer", until: float, batch: _Batch
+        self, claims: Sequence[Claim], pacer: Pacer, until: float, batch: _Batch
     ) -> Iterator[tuple[Claim, Settlement]]:
         """Notify of one after the other; yield what to write about each."""
         for claim in claims:
@@ -242,36 +242,6 @@ class Sweeper:
     def _is_time_left(self, until: float) -> bool:
         """Tell whether one more notification, and its settling, fits in before `until`."""
         return time.monotonic() < until - self._last_call
-
-
-class Pacer:
-    """Let callers through at most `rate` times a second, evenly; a rate of 0 is no limit."""
-
-    def __init__(
-        self,
-        rate: float,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._step = 1 / rate if rate else 0.0
-        self._clock = clock
-        self._sleep = sleep
-        self._next = 0.0
-        self._lock = threading.Lock()
-
-    def wait(self, latest: float) -> bool:
-        """Return True when it is this caller's turn; False at once if that is not by `latest`."""
-        if not self._step:
-            return True
-        with self._lock:
-            now = self._clock()
-            turn = max(now, self._next)
-            if turn > latest:
-                return False
-            self._next = turn + self._step
-        if turn > now:
-            self._sleep(turn - now)
-        return True
 
 
 class _DueRows:
