@@ -14,6 +14,8 @@ RETRY_AFTER_SECONDS = 30
 # What a signed call carries.
 SIGNING = ("authorization", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token")
 
+_BAD, _INVALID = HTTPStatus.BAD_REQUEST, "invalid-payload"
+
 type Answer = dict[str, Any]
 
 
@@ -68,9 +70,8 @@ def respond(event: dict[str, Any], handle: Callable[[dict[str, Any]], Answer]) -
         answered = handle(event)
     except Exception as error:
         problem = _problem_of(error)
-        body, headers = problem.body | {"requestId": request_id}, problem.headers
-        head = {"Content-Type": "application/problem+json"} | headers
-        answered = answer(problem.status, body, head)
+        head = {"Content-Type": "application/problem+json"} | problem.headers
+        answered = answer(problem.status, problem.body | {"requestId": request_id}, head)
     finally:
         telemetry.flush()
     if origin := (event.get("stageVariables") or {}).get("corsOrigin"):
@@ -93,7 +94,7 @@ def _problem_of(error: Exception) -> Problem:
         case InvalidPayload():
             telemetry.refused(error.errors, "api")
             detail = "The request does not fit its schema."
-            return Problem(HTTPStatus.BAD_REQUEST, "invalid-payload", detail, error.errors)
+            return Problem(_BAD, _INVALID, detail, error.errors)
         case RegistryUnavailable():
             telemetry.registry_failed("api", error)
             return unavailable("The session registry cannot be reached.")
@@ -105,14 +106,12 @@ def _problem_of(error: Exception) -> Problem:
 
 def preflight(event: dict[str, Any]) -> Answer:
     """Answer what a browser asks before it calls; `respond` names the origin that may."""
-    return answer(
-        HTTPStatus.NO_CONTENT,
-        headers={
-            "Access-Control-Allow-Methods": "POST",
-            "Access-Control-Allow-Headers": ", ".join(("content-type", "x-api-key", *SIGNING)),
-            "Access-Control-Max-Age": "7200",
-        },
-    )
+    headers = {
+        "Access-Control-Allow-Methods": "POST",
+        "Access-Control-Allow-Headers": ", ".join(("content-type", "x-api-key", *SIGNING)),
+        "Access-Control-Max-Age": "7200",
+    }
+    return answer(HTTPStatus.NO_CONTENT, headers=headers)
 
 
 def unavailable(detail: str, retry_after: int = RETRY_AFTER_SECONDS) -> Problem:
@@ -171,12 +170,7 @@ def query(event: dict[str, Any], name: str) -> str | None:
     return values[0] if values else None
 
 
-def _refuse(
-    field: str,
-    detail: str,
-    status: HTTPStatus = HTTPStatus.BAD_REQUEST,
-    kind: str = "invalid-payload",
-) -> NoReturn:
+def _refuse(field: str, detail: str, status: HTTPStatus = _BAD, kind: str = _INVALID) -> NoReturn:
     raise Problem(status, kind, f"The {field} {detail}.", [FieldError(field=field, detail=detail)])
 
 

@@ -61,13 +61,16 @@ class Settings:
             if environment.get(variable)
         }
         markets = environment.get("MARKETS", "").split(",")
+        level = environment.get("POWERTOOLS_LOG_LEVEL") or "INFO"
+        if level not in logging.getLevelNamesMapping():
+            raise InvalidSettings("POWERTOOLS_LOG_LEVEL must be DEBUG, INFO, WARNING or ERROR")
         settings = cls(
             table_name=_required(environment, "TABLE_NAME"),
             event_bus_name=environment.get("EVENT_BUS_NAME", ""),
             elevate_url=_elevate_url(environment, dialect),
             dialect=dialect,
             markets=tuple(unquote(market.strip()) for market in markets if market.strip()),
-            log_level=_log_level(environment),
+            log_level=level,
             **numbers,
         )
         if dialect.needs_limit and settings.session_limit <= settings.idle:
@@ -76,15 +79,11 @@ class Settings:
         return settings
 
 
-def _minutes(number: float) -> int:
-    return int(number * MINUTE)
-
-
 _NUMBERS: dict[str, tuple[str, Callable[[float], Any]]] = {
     "connect_timeout": ("ELEVATE_CONNECT_TIMEOUT", float),
     "read_timeout": ("ELEVATE_READ_TIMEOUT", float),
-    "idle": ("SESSION_IDLE_MINUTES", _minutes),
-    "session_limit": ("SESSION_LIMIT_MINUTES", _minutes),
+    "idle": ("SESSION_IDLE_MINUTES", lambda number: int(number * MINUTE)),
+    "session_limit": ("SESSION_LIMIT_MINUTES", lambda number: int(number * MINUTE)),
     "retry_base": ("RETRY_BASE_SECONDS", int),
     "shards": ("SWEEP_SHARDS", lambda number: min(int(number), MAX_SHARDS)),
     "concurrency": ("SWEEP_CONCURRENCY", int),
@@ -93,10 +92,9 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], Any]]] = {
 
 
 def _required(environment: Mapping[str, str], name: str) -> str:
-    value = environment.get(name, "")
-    if not value:
-        raise InvalidSettings(f"{name} is not set")
-    return value
+    if value := environment.get(name):
+        return value
+    raise InvalidSettings(f"{name} is not set")
 
 
 def _number(environment: Mapping[str, str], name: str, *, zero: bool) -> float:
@@ -107,13 +105,6 @@ def _number(environment: Mapping[str, str], name: str, *, zero: bool) -> float:
     if not 0 <= value < float("inf") or not (value or zero):
         raise InvalidSettings(f"{name} must be a positive number" + " or 0" * zero)
     return value
-
-
-def _log_level(environment: Mapping[str, str]) -> str:
-    level = environment.get("POWERTOOLS_LOG_LEVEL") or "INFO"
-    if level not in logging.getLevelNamesMapping():
-        raise InvalidSettings("POWERTOOLS_LOG_LEVEL must be DEBUG, INFO, WARNING or ERROR")
-    return level
 
 
 def _elevate_url(environment: Mapping[str, str], dialect: Dialect) -> str:
