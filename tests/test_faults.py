@@ -427,6 +427,37 @@ def test_a_lost_answer_to_a_settlement_changes_nothing(
     assert status.state == "ended"
 
 
+@pytest.mark.parametrize("fault", ["call", "statement"])
+@pytest.mark.parametrize(
+    ("status", "result"), [(204, "delivered"), (400, "rejected"), (503, "lost")]
+)
+def test_an_end_whose_outcome_cannot_be_written_is_not_said_to_be_kept(
+    service: Service,
+    dynamo: FaultyDynamoDB,
+    clock: Clock,
+    elevate: FakeElevate,
+    fault: str,
+    status: int,
+    result: str,
+) -> None:
+    """Its claim is not in the due index: nobody would ever try it again."""
+
+    def drop(operation: str) -> None:
+        if operation == "BatchExecuteStatement":
+            raise Drop
+
+    if fault == "call":
+        dynamo.before = drop
+    else:
+        dynamo.statement_errors = lambda batch: dict.fromkeys(range(len(batch)), "AccessDenied")
+    elevate.statuses = [status]
+    session = new_session()
+    assert end_again(service, session, clock).result == result
+    dynamo.before, dynamo.statement_errors = lambda operation: None, lambda batch: {}
+    clock.turn(1)
+    assert end_again(service, session, clock).result == "kept", "whoever comes again is kept"
+
+
 def test_a_registry_that_fails_while_tracking_is_told_to_the_caller(
     service: Service, dynamo: FaultyDynamoDB, clock: Clock
 ) -> None:

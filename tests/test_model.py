@@ -197,9 +197,9 @@ class Sessions(RuleBasedStateMachine):
 
         def use(service: Service) -> None:
             result = service.ending.end(session, int(self.clock.now) - late, "api").result
-            if result in ("delivered", "kept", "over", "rejected") and not any(trouble):
+            if result != "lost":
                 self.accepted.add(session.session_key)
-            if result == "kept" and not any(trouble):
+            if result == "kept":
                 self.kept.add(session.session_key)
                 self.over.discard(session.session_key)
 

@@ -4,8 +4,8 @@
     notify   one POST to Elevate
     settle   the outcome is written, if the lease is still ours
 
-A crash between any two of these leaves a row that is due when its lease has run out, so a session
-is notified again rather than forgotten. The only owner of retries is the row's due time.
+A crash between any two of these leaves a tracked session due when the lease has run out. The caller
+of an explicit end has no answer yet, and asks again. The only owner of retries is the due time.
 """
 
 import time
@@ -121,10 +121,12 @@ class Ending:
             return End("over")
         outcome = self._elevate.notify(session)
         settled = settlement(claim.row, outcome, self._clock(), self._settings)
-        settle(self._registry, self._telemetry, [(claim, settled)])
+        is_written = settle(self._registry, self._telemetry, [(claim, settled)])
         self._telemetry.notified(outcome, session, settled.attempts, source)
-        result = "kept" if outcome.kind == "unavailable" else outcome.kind
-        return End(result, outcome.status, outcome.reason)
+        if outcome.kind != "unavailable":
+            return End(outcome.kind, outcome.status, outcome.reason)
+        # Only the settlement makes it due again.
+        return End("kept" if is_written else "lost", outcome.status, outcome.reason)
 
     def end_all(
         self, sessions: Sequence[tuple[Session, int]], source: Source, until: float
@@ -202,12 +204,13 @@ def backoff(base: int, attempts: int, retry_after: int | None = None) -> int:
 
 def settle(
     registry: Registry, telemetry: Telemetry, settlements: Sequence[tuple[Claim, Settlement]]
-) -> None:
-    """Write outcomes. What cannot be written stays due, and is notified once more."""
+) -> bool:
+    """Write outcomes; return whether all are written. What a sweep cannot write stays due."""
     try:
         failed = registry.settle(settlements).failed
     except RegistryUnavailable as error:
         telemetry.registry_failed("settle", error)
-        return
+        return False
     for code in failed:
         telemetry.registry_failed("statement", code)
+    return not failed

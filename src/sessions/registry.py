@@ -124,7 +124,9 @@ class Registry:
         for alive in (True, False):
             kept = statements.keep(session, asked_at, self._now(), self._settings, alive=alive)
             if self._update(kept)[0]:
-                break
+                return
+        # It has ended meanwhile: as idle, perhaps, which this makes final.
+        self._update(statements.make_final(session, asked_at))
 
     def status(self, session_key: str) -> list[Status]:
         """Return the states of a session, one for each market it is known in."""
