@@ -13,7 +13,7 @@ from typing import Any
 import hypothesis
 from botocore.exceptions import EndpointConnectionError
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from emulated import Clock
 from endings import Service
@@ -197,9 +197,9 @@ class Sessions(RuleBasedStateMachine):
 
         def use(service: Service) -> None:
             result = service.ending.end(session, int(self.clock.now) - late, "api").result
-            if result != "lost":
-                self.accepted.add(session.session_key)
+            # "delivered" and "rejected" are outcomes, known to the caller; "kept" is a promise.
             if result == "kept":
+                self.accepted.add(session.session_key)
                 self.kept.add(session.session_key)
                 self.over.discard(session.session_key)
 
@@ -216,6 +216,10 @@ class Sessions(RuleBasedStateMachine):
     @rule(minutes=st.sampled_from(MINUTES))
     def time_passes(self, minutes: float) -> None:
         self.clock.turn(int(60 * minutes))
+
+    @initialize(answer=st.sampled_from(sorted(ANSWERS)))
+    def elevate_is(self, answer: str) -> None:
+        self.answer = answer
 
     @rule(answer=st.sampled_from(sorted(ANSWERS)))
     def elevate_changes(self, answer: str) -> None:
