@@ -109,6 +109,14 @@ ELEVATE: dict[str, tuple[Any, tuple[int, str, str]]] = {
     "endless body": (endless_body, KEPT),
 }
 
+# What comes with a 204, and what of it comes later: it must not become the next session's answer.
+NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
+AROUND_204 = {
+    "103 early hints": (b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + NO_CONTENT, b""),
+    "chunked 204": (NO_CONTENT[:-2] + b"Transfer-Encoding: chunked\r\n\r\n", b"0\r\n\r\n"),
+    "a second answer": (NO_CONTENT + NO_CONTENT[:9], NO_CONTENT[9:]),
+}
+
 
 @pytest.fixture
 def at_elevate(
@@ -127,10 +135,12 @@ def at_elevate(
     forget()
 
 
-def end_one() -> int:
-    got = end.handle(sample("api_end"), Context())
+def end_one(key: str = KEY) -> int:
+    event = sample("api_end")
+    event["body"] = event["body"].replace(KEY, key)
+    got = end.handle(event, Context())
     assert got is not None
-    assert KEY not in got["body"]
+    assert key not in got["body"]
     return int(got["statusCode"])
 
 
@@ -177,17 +187,36 @@ def test_elevate_cannot_be_trusted_or_found(
     assert "Unavailable" in metrics(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("fault", AROUND_204)
+def test_an_answer_is_never_the_next_sessions(
+    fault: str, at_elevate: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Elevate delivers the first session, and refuses all others."""
+
+    def serve(connection: socket.socket, number: int) -> None:
+        rest = b""
+        if number == 0:
+            at_once, rest = AROUND_204[fault]
+            read_request(connection)
+            connection.sendall(at_once)
+        while read_request(connection):
+            connection.sendall(rest + b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+    with wire(serve) as server:
+        at_elevate(server.url)
+        assert end_one() == 204
+        assert "Delivered" in metrics(capsys.readouterr().out)
+        assert end_one(str(uuid.uuid4())) == 422
+    assert state() == "ended"
+
+
 def test_a_pooled_connection_closed_while_the_function_was_frozen(
     at_elevate: Callable[[str], None],
 ) -> None:
     with wire(raw(b"HTTP/1.1 204 No Content\r\n\r\n")) as server:
         at_elevate(server.url)
         assert end_one() == 204
-        event = sample("api_end")
-        event["body"] = event["body"].replace(KEY, str(uuid.uuid4()))
-        again = end.handle(event, Context())
-        assert again is not None
-        assert again["statusCode"] == 204
+        assert end_one(str(uuid.uuid4())) == 204
         assert server.connections == 2
 
 
@@ -195,12 +224,8 @@ def test_after_a_few_time_outs_the_api_does_not_wait_again(
     at_elevate: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def one() -> float:
-        event = sample("api_end")
-        event["body"] = event["body"].replace(KEY, str(uuid.uuid4()))
         started = time.monotonic()
-        got = end.handle(event, Context())
-        assert got is not None
-        assert got["statusCode"] == 202
+        assert end_one(str(uuid.uuid4())) == 202
         return time.monotonic() - started
 
     with wire(silent) as server:
@@ -584,6 +609,7 @@ def test_a_sweep_that_is_killed_in_the_middle_loses_nothing(
 
 def test_every_fault_has_its_row_in_the_operators_manual() -> None:
     manual = (ROOT / "docs" / "operations.md").read_text()
-    rows = [*ELEVATE, "DNS failure", "bad TLS certificate", "pooled connection"]
+    others = ["DNS failure", "bad TLS certificate", "pooled connection"]
+    rows = [*ELEVATE, *AROUND_204, *others]
     missing = [row for row in rows if row not in manual]
     assert missing == []
