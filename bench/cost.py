@@ -1,287 +1,194 @@
-"""What a million sessions cost in dollars, beside an API destination and a straightforward build.
+"""What a million ends, and a month, cost in dollars, beside what a user would pick instead.
 
-Request units and bytes of log are counted, processor time is measured here; waits and prices are
-data (prices.toml). An invocation lasts as long as it waits, plus its processor time stretched by
-the share of a processor that its memory buys.
+Units come from works.py, prices from prices.toml. Requests, events, data transfer and storage are
+priced, in default parameters and without free tiers.
 """
 
-import time
-import tomllib
-import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+import json
 
-from cold import yardstick
-from hands import FOREVER, dynamodb, end_call, new_session, new_table, sample, settings_of, silence
+from rich.table import Table
+
+from fixtures import event, new_sessions, notification
+from local.interface import interface
 from local.stack import Stack
-from processes import Function, Invoked, instant_dynamodb
 from registry_table import template
 from results import Result, at_most, told
-from sessions.aws import DynamoDB
-from sessions.ending import Ending
-from sessions.registry import BATCH, Registry
-from sessions.session import Activity
-from sessions.settings import Settings
-from sessions.sweeping import ALL_SHARDS, Sweeper
-from sessions.telemetry import Telemetry
-from units import Metered
+from works import ASSUMED, DEFAULTS, LIST, PRICES, Work, stored_bytes, tracking_units
 
-PRICES = tomllib.loads(Path(__file__).with_name("prices.toml").read_text())
-ASSUMED = PRICES["assumed"]
 MONTH = 730 * 60 * 60  # seconds
 TICKS = MONTH // 60
+GATEWAY = PRICES["api"]["million_requests"]
+# API Gateway's detailed metrics: calls, latency, the integration's latency, 4xx and 5xx.
+DETAILED_METRICS = 5
+# A dead-letter message is sent, received and deleted.
+DEAD_LETTER_REQUESTS = 3
 
-TIMES = 100
-SESSIONS = 400
-SWEEP = 1000
+# Sessions a month, and page views of each.
+MONTHS = (100_000, 1_000_000, 10_000_000)
+VIEWS = (5, 10, 30)
 
-
-@dataclass(frozen=True)
-class Units:
-    """Request units, and the calls they were spent in."""
-
-    writes: float
-    reads: float
-    calls: int
+type Parts = dict[str, float]
 
 
-@dataclass(frozen=True)
-class Work:
-    """What one end, track or tick takes."""
+def cost(done: dict[str, Work], metrics: set[tuple[str, ...]], stack: Stack) -> list[Result]:
+    """Price each entrance, the lean and plain builds, an API destination, and a month."""
+    answer = {"answer to the caller": _sent(ASSUMED["api_answer_bytes"])}
+    post = {"notification": _sent(len(notification()) + ASSUMED["packet_bytes"])}
+    kept = {"DynamoDB storage": _stored(stored_bytes(stack))}
+    api = {"API Gateway": GATEWAY} | answer
+    one = {"EventBridge": _event(1)}
+    some = {"EventBridge": _event(LIST) / LIST}
+    destination = PRICES["eventbridge"]["million_api_destination_calls"]
 
-    ms: float  # billed
-    memory: int  # MB
-    log_bytes: float
-    writes: float
-    reads: float
-    requests: float = 1  # a session's share of an invocation
+    def ends(name: str) -> Parts:
+        return done[name].parts | post | kept
 
-    @property
-    def parts(self) -> dict[str, float]:
-        """Return what a million of them cost, by service, without what calls the function."""
-        seconds = self.ms * 1000 * self.memory / 1024
-        return {
-            "Lambda": seconds * PRICES["lambda"]["gb_second"]
-            + self.requests * PRICES["lambda"]["million_requests"],
-            "DynamoDB": self.writes * PRICES["dynamodb"]["million_write_units"]
-            + self.reads * PRICES["dynamodb"]["million_read_units"],
-            "logs": self.log_bytes / 1000 * PRICES["cloudwatch"]["log_gb"],
-        }
-
-    @property
-    def million(self) -> float:
-        """Return the sum of the parts."""
-        return sum(self.parts.values())
-
-
-def cost(stack: Stack) -> list[Result]:
-    """Count, measure and price each operation."""
-    works, invoked = _works(stack)
-    end, swept, track, idle = (works[n] for n in ("end", "swept", "track", "idle"))
-    gateway = PRICES["api"]["million_requests"]
-    bus = PRICES["eventbridge"]["million_events"]
-    schedule = PRICES["eventbridge"]["million_schedules"]
-    destination = bus + PRICES["eventbridge"]["million_api_destination_calls"]
     return [
-        at_most("cost: write units of an end of a session not tracked", end.writes, 4),
-        at_most("cost: write units of an end of a tracked session", works["tracked"].writes, 5),
-        at_most("cost: write units of a new track", track.writes, 2),
-        at_most("cost: write units of a track within the slack", works["slack"].writes, 1),
-        at_most("cost: write units of an end by sweep", swept.writes, 3),
-        at_most("cost: read units of an end by sweep", swept.reads, 0.05),
-        at_most("cost: read units of an idle sweep", idle.reads, 16),
-        told("cost: billed ms, end by API", end.ms),
-        told("cost: billed ms, end by event", works["event"].ms),
-        told("cost: billed ms, end by sweep", swept.ms),
-        told("cost: billed ms, track", track.ms),
-        told("cost: billed ms, idle sweep", idle.ms),
-        told("cost: billed ms, straightforward end", works["plain"].ms),
-        told("cost: bytes of log, end by API", end.log_bytes),
-        told("cost: bytes of log, end by sweep", swept.log_bytes),
-        told("cost: bytes of log, idle sweep", idle.log_bytes),
-        told("cost: $ a million ends by API", gateway + end.million),
-        told("cost: $ a million ends by API, of it API Gateway", gateway),
-        *_parts("ends by API", end),
-        told("cost: $ a million ends by API, tracked before", gateway + works["tracked"].million),
-        told("cost: $ a million ends by event", bus + works["event"].million),
-        told("cost: $ a million ends by sweep", swept.million),
-        *_parts("ends by sweep", swept),
-        told("cost: $ a million tracks by API, new", gateway + track.million),
-        told("cost: $ a million tracks by API, in the slack", gateway + works["slack"].million),
-        told("cost: $ a million tracks by event, new", bus + track.million),
-        told("cost: $ a million ends, EventBridge API destination", destination),
-        told("cost: $ a million ends by API, straightforward", gateway + works["plain"].million),
-        told("cost: $ a month, idle sweeps", (schedule + idle.million) * TICKS / 1e6),
-        *_fixed(invoked),
+        *_units(done),
+        *_priced("ends by API", api | ends("end"), 5.90),
+        *_priced("ends by event, one session each", one | ends("event"), 3.40),
+        _sum(f"ends by event, {LIST} sessions each", some | ends("list")),
+        *_priced("ends by sweep", ends("swept"), 2.00),
+        _sum("ends by API, tracked before", api | ends("tracked")),
+        _sum("tracks by API, new", api | done["track"].parts),
+        _sum("tracks by event, new", one | done["track event"].parts),
+        _sum("tracks by event, due time moves", one | done["moved"].parts),
+        _sum("tracks by event, within the slack", one | done["slack"].parts),
+        _sum("ends by API, lean", api | ends("lean")),
+        _sum("ends by sweep, lean", ends("lean swept")),
+        _sum("ends by API, plain", api | ends("plain")),
+        _sum("ends by an EventBridge API destination", one | {"calls": destination} | post),
+        *_fixed(done["idle"], len(metrics)),
+        *_optional(done),
     ]
 
 
-def _works(stack: Stack) -> tuple[dict[str, Work], list[Invoked]]:
-    """Return what each operation takes, and the invocations that showed it."""
-    units = _units(stack)
-    memory = _memory()
-    environment = {"TABLE_NAME": new_table(), "ELEVATE_BASE_URL": stack.elevate_url}
-    with Function("handler.end.handle", environment) as function:
-        by_api = _invoked(function, end_call)
-        by_event = _invoked(function, _ended)
-    with Function("handler.track.handle", environment) as function:
-        tracks = _invoked(function, _track_call)
-    untraced = environment | {"POWERTOOLS_TRACE_DISABLED": "true"}
-    with Function("app.handle", untraced, yardstick(stack)) as function:
-        straight = _invoked(function, end_call)
-    ticks, sweep = _sweeps(stack)
-
-    wait, call = ASSUMED["elevate_ms"], ASSUMED["dynamodb_ms"]
-    ending = wait + units["end"].calls * call
-    # Threads wait side by side.
-    threads = Settings("", "", "").concurrency
-    looking = units["idle"].calls / threads * call
-    sweeping = (wait + 2 * call / BATCH) / threads
-    works = {
-        "end": _work(by_api, TIMES, memory["End"], ending, units["end"]),
-        "event": _work(by_event, TIMES, memory["End"], ending, units["end"]),
-        "track": _work(tracks, TIMES, memory["Track"], call, units["track"]),
-        "idle": _work(ticks, TIMES, memory["Sweep"], looking, units["idle"]),
-        "plain": _work(straight, TIMES, 128, wait + 2 * call, Units(2, 0, 2)),
-    }
-    works["tracked"] = replace(works["end"], writes=units["tracked"].writes)
-    works["slack"] = replace(works["track"], writes=units["slack"].writes)
-    works["swept"] = replace(
-        _work(sweep, SWEEP, memory["Sweep"], sweeping, units["swept"]),
-        log_bytes=(len(sweep.written.encode()) + ASSUMED["platform_log_bytes"]) / SWEEP,
-        requests=1 / SWEEP,
+def tracking(done: dict[str, Work]) -> Table:
+    """Return what tracking costs: by sessions a month and their page views."""
+    table = Table(
+        "sessions a month",
+        "page views each",
+        "million write units",
+        "without slack",
+        "$ DynamoDB",
+        "without slack",
+        "$ all, by event",
+        "$ all, by API",
+        title=f"Tracking, a page view each {ASSUMED['page_view_seconds']} s",
     )
-    return works, [by_api, by_event, tracks, ticks, sweep]
+    answer = _sent(ASSUMED["api_answer_bytes"])
+    by_event = _event(1) + _without_writes(done["track event"])
+    by_api = GATEWAY + answer + _without_writes(done["track"])
+    unit = PRICES["dynamodb"]["million_write_units"]
+    units = {n: [tracking_units(n, slack=slack) for slack in (True, False)] for n in VIEWS}
+    for sessions in MONTHS:
+        for views in VIEWS:
+            writes, unslacked = (sessions / 1e6 * count for count in units[views])
+            calls = sessions / 1e6 * views
+            dollars = writes * unit
+            figures = (
+                *(writes, unslacked, dollars, unslacked * unit),
+                *(dollars + calls * by_event, dollars + calls * by_api),
+            )
+            table.add_row(f"{sessions:,}", str(views), *(f"{figure:,.2f}" for figure in figures))
+    for column in table.columns:
+        column.justify = "right"
+    return table
 
 
-def _parts(what: str, work: Work) -> list[Result]:
-    return [told(f"cost: $ a million {what}, of it {n}", part) for n, part in work.parts.items()]
-
-
-def _work(invoked: Invoked, count: int, memory: int, wait: float, units: Units) -> Work:
-    cpu = invoked.cpu / count * 1000
-    return Work(
-        ms=wait + cpu * ASSUMED["vcpu_mb"] / memory,
-        memory=memory,
-        log_bytes=len(invoked.written.encode()) / count + ASSUMED["platform_log_bytes"],
-        writes=units.writes,
-        reads=units.reads,
-    )
-
-
-def _units(stack: Stack) -> dict[str, Units]:
-    """Count the units of each operation on the emulator, by DynamoDB's rules."""
-    settings = replace(settings_of(stack, new_table()), concurrency=1)
-    metered = Metered(DynamoDB(1), dynamodb(), settings.table_name)
-    ending = Ending(settings, Registry(settings, metered), telemetry=Telemetry())
-
-    def spent(work: Callable[[], Any]) -> Units:
-        before = metered.writes, metered.reads, metered.calls
-        work()
-        return Units(
-            metered.writes - before[0], metered.reads - before[1], metered.calls - before[2]
-        )
-
-    now = int(time.time())
-    tracked = Activity(new_session(), now)
-    with silence():
-        units = {
-            "end": spent(lambda: ending.end(new_session(), now, "api", "bench")),
-            "track": spent(lambda: ending.track(tracked)),
-            "slack": spent(lambda: ending.track(replace(tracked, at=now + 1))),
-            "tracked": spent(lambda: ending.end(tracked.session, now, "api", "bench")),
-            "idle": spent(lambda: Sweeper(ending).sweep(ALL_SHARDS, FOREVER, "bench")),
-        }
-        for _ in range(SESSIONS):
-            ending.track(Activity(new_session(), now - settings.idle - 60))
-        swept = spent(lambda: Sweeper(ending).sweep(ALL_SHARDS, FOREVER, "bench"))
-    units["swept"] = Units(
-        swept.writes / SESSIONS, (swept.reads - units["idle"].reads) / SESSIONS, swept.calls
-    )
-    return units
-
-
-def _invoked(function: Function, event: Callable[[], Any]) -> Invoked:
-    """Invoke a function that is warm."""
-    function.invoke(*(event() for _ in range(20)))
-    return function.invoke(*(event() for _ in range(TIMES)))
-
-
-def _sweeps(stack: Stack) -> tuple[Invoked, Invoked]:
-    """Sweep nothing, and a thousand sessions, against a DynamoDB that answers at once."""
-    found = []
-    tick = sample("scheduled_sweep")
-    with instant_dynamodb() as url:
-        for table, times in (("due-0", TIMES), (f"due-{SWEEP}", 1)):
-            environment = {
-                "TABLE_NAME": table,
-                "ELEVATE_BASE_URL": stack.elevate_url,
-                "AWS_ENDPOINT_URL": url,
-            }
-            with Function("handler.sweep.handle", environment) as function:
-                function.invoke(tick)
-                found.append(function.invoke(*[tick] * times))
-    return found[0], found[1]
-
-
-def _ended() -> dict[str, Any]:
-    session = new_session()
-    detail = {
-        "market": session.market,
-        "customerKey": session.customer_key,
-        "sessionKey": session.session_key,
-    }
-    return {**sample("session_ended"), "detail": detail}
-
-
-def _track_call() -> dict[str, Any]:
-    key = str(uuid.uuid4())
-    return {
-        **sample("api_track"),
-        "path": f"/sessions/{key}",
-        "pathParameters": {"sessionKey": key},
-    }
-
-
-def _memory() -> dict[str, int]:
-    """Return the functions' memory in MB."""
-    given = template()
-    usual = given["Globals"]["Function"]["MemorySize"]
-    return {
-        name: given["Resources"][f"{name}Function"]["Properties"].get("MemorySize", usual)
-        for name in ("End", "Track", "Sweep")
-    }
-
-
-def _fixed(all_: list[Invoked]) -> list[Result]:
-    """Price what costs by the month, and what parameters switch on."""
-    written = {metric for invoked in all_ for metric in _metrics(invoked)}
-    kinds = [resource["Type"] for resource in template()["Resources"].values()]
-    alarms = kinds.count("AWS::CloudWatch::Alarm")
-    memory = _memory()
-    gigabytes = sum(memory.values()) / 1024
-    cached = gigabytes * MONTH * PRICES["lambda"]["snapstart_cached_gb_second"]
-    restored = memory["End"] / 1024 * PRICES["lambda"]["snapstart_restored_gb"]
+def _units(done: dict[str, Work]) -> list[Result]:
+    names = ("end", "event", "swept", "track", "idle", "lean", "plain")
     return [
-        told("cost: metrics, each with its dimensions", len(written)),
-        told("cost: $ a month, metrics", len(written) * PRICES["cloudwatch"]["metric_month"]),
-        told(f"cost: $ a month, {alarms} alarms", alarms * PRICES["cloudwatch"]["alarm_month"]),
-        told("cost: $ a month, dashboard", PRICES["cloudwatch"]["dashboard_month"]),
+        at_most(
+            "cost: write units of an end of a session not tracked", done["end"].units["writes"], 2
+        ),
+        at_most(
+            "cost: write units of an end of a tracked session", done["tracked"].units["writes"], 3
+        ),
+        at_most("cost: write units of an end by sweep", done["swept"].units["writes"], 3),
+        at_most("cost: read units of an end by sweep", done["swept"].units["reads"], 0.05),
+        at_most("cost: read units of an idle sweep", done["idle"].units["reads"], 16),
+        at_most("cost: write units of a new track", done["track"].units["writes"], 2),
+        at_most("cost: write units of a track, due time moves", done["moved"].units["writes"], 3),
+        at_most("cost: write units of a track within the slack", done["slack"].units["writes"], 1),
+        told("cost: write units of an end, lean", done["lean"].units["writes"]),
+        told("cost: write units of an end by sweep, lean", done["lean swept"].units["writes"]),
+        told("cost: write units of an end, plain", done["plain"].units["writes"]),
+        *(told(f"cost: billed ms, {name}", done[name].ms) for name in names),
+        *(told(f"cost: bytes of log, {name}", done[name].log_bytes) for name in names),
+    ]
+
+
+def _fixed(idle: Work, metrics: int) -> list[Result]:
+    """Price what costs by the month with default parameters."""
+    cloudwatch, resources = PRICES["cloudwatch"], template()["Resources"]
+    alarms = [r["Type"] for r in resources.values()].count("AWS::CloudWatch::Alarm")
+    settings = resources["Api"]["Properties"].get("MethodSettings", [])
+    is_detailed = any(each.get("MetricsEnabled") for each in settings)
+    methods = sum(len(path.keys() & _METHODS) for path in interface()["paths"].values())
+    detailed = methods * DETAILED_METRICS * is_detailed
+    sweeps = PRICES["eventbridge"]["million_schedules"] + sum(idle.parts.values())
+    parts = {
+        f"{alarms} alarms": alarms * cloudwatch["alarm_month"],
+        f"{metrics} metrics": metrics * cloudwatch["metric_month"],
+        f"{detailed} detailed metrics of API Gateway": detailed * cloudwatch["metric_month"],
+        "idle sweeps": sweeps * TICKS / 1e6,
+    }
+    return [
+        *(told(f"cost: $ a month, {name}", dollars) for name, dollars in parts.items()),
+        at_most("cost: $ a month, all that is fixed", sum(parts.values()), 5),
+        told(
+            "cost: $ a month, dashboard, from the account's 4th on", cloudwatch["dashboard_month"]
+        ),
+    ]
+
+
+_METHODS = {"get", "put", "post", "options"}
+
+
+def _optional(done: dict[str, Work]) -> list[Result]:
+    """Price what a failure or a parameter adds."""
+    prices = PRICES["lambda"]
+    memory = {name: done[name].size.memory / 1024 for name in ("end", "track", "idle")}
+    cached = sum(memory.values()) * MONTH * prices["snapstart_cached_gb_second"]
+    restored = memory["end"] * prices["snapstart_restored_gb"]
+    letters = DEAD_LETTER_REQUESTS * PRICES["sqs"]["million_requests"]
+    return [
+        told("cost: $ a million dead-letter messages, SQS", letters),
+        told("cost: $ a million traces, X-Ray", PRICES["xray"]["million_traces"]),
         told("cost: $ a month, SnapStart, one version of each function", cached),
         told("cost: $ a million cold starts of the end function, SnapStart", restored * 1e6),
-        told("cost: $ a million traces, X-Ray", PRICES["xray"]["million_traces"]),
         told("cost: $ a month, a KMS key of yours", PRICES["kms"]["key_month"]),
     ]
 
 
-def _metrics(invoked: Invoked) -> set[tuple[str, ...]]:
-    """Return the metrics in what was written, each with its dimensions' values."""
-    found = set()
-    for line in invoked.lines():
-        for directive in line.get("_aws", {}).get("CloudWatchMetrics", []):
-            for names in directive["Dimensions"]:
-                values = [line[name] for name in names]
-                found |= {(metric["Name"], *values) for metric in directive["Metrics"]}
-    return found
+def _priced(what: str, parts: Parts, limit: float) -> list[Result]:
+    """Return the sum, which has a limit, and its parts."""
+    total = at_most(f"cost: $ a million {what}", sum(parts.values()), limit)
+    return [total, *(told(f"cost:   of it {name}", dollars) for name, dollars in parts.items())]
+
+
+def _sum(what: str, parts: Parts) -> Result:
+    return told(f"cost: $ a million {what}", sum(parts.values()))
+
+
+def _sent(count: int) -> float:
+    """Return what a million times so many bytes to the internet cost."""
+    return count / 1000 * float(PRICES["transfer"]["out_gb"])
+
+
+def _stored(count: int) -> float:
+    """Return what a million rows of so many bytes cost until they are deleted."""
+    months = DEFAULTS.retention / (30 * 24 * 60 * 60)
+    price = PRICES["dynamodb"]["storage_gb_month"] + PRICES["dynamodb"]["recovery_gb_month"]
+    return float((count + ASSUMED["item_overhead_bytes"]) / 1000 * months * price)
+
+
+def _event(sessions: int) -> float:
+    """Return what a million events with so many sessions cost: each started 64 KB counts."""
+    size = len(json.dumps(event("session_ended", new_sessions(sessions))).encode())
+    return float(-(-size // 65_536) * PRICES["eventbridge"]["million_chunks"])
+
+
+def _without_writes(work: Work) -> float:
+    return sum(dollars for name, dollars in work.parts.items() if name != "DynamoDB requests")

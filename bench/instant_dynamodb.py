@@ -3,7 +3,8 @@
 The emulator spends more time on a statement than the sweep does on a session; it would be the
 bottleneck of whoever calls it. A table called `due-1000` holds 1,000 due sessions, in eight shards;
 `due-1000-200` holds 200 more in the last of all shards, to warm up with. What it answers is fixed;
-what a registry must refuse is tested elsewhere.
+what a registry must refuse is tested elsewhere. DescribeTable tells, as `ItemCount`, how many other
+calls there have been.
 """
 
 import asyncio
@@ -13,12 +14,15 @@ import sys
 import time
 import uuid
 import zlib
+from collections import Counter
 from functools import cache
 from typing import Any
 
 SHARDS = 8
 WARM_UP_SHARD = 31
 SCAN_PAGE = 2000  # about the megabyte that DynamoDB returns at most
+
+_calls: Counter[str] = Counter()
 
 
 class Connection(asyncio.Protocol):
@@ -54,7 +58,11 @@ class Connection(asyncio.Protocol):
 
 
 def _answer(operation: str, body: bytes) -> bytes:
+    _calls[operation] += 1
     match operation:
+        case "describetable":
+            counted = _calls.total() - _calls[operation]
+            return json.dumps({"Table": {"ItemCount": counted}}).encode()
         case "batchexecutestatement":
             return _believed(body.count(b'"Statement"'))
         case "query":
@@ -64,13 +72,24 @@ def _answer(operation: str, body: bytes) -> bytes:
             count, warm_up = _counts(asked)
             if shard == WARM_UP_SHARD:
                 count, shard = warm_up, None
-            return _page(count, shard, start, asked["Limit"])
+            return _page(count, shard, start, asked.get("Limit", SCAN_PAGE))
         case "scan":
             asked = json.loads(body)
             start = int(asked.get("ExclusiveStartKey", {}).get("start", {}).get("N", 0))
             return _page(_counts(asked)[0], None, start, SCAN_PAGE)
+        case "updateitem":
+            return _updated(json.loads(body))
         case _:
             return b"{}"
+
+
+def _updated(asked: dict[str, Any]) -> bytes:
+    """Return the new row, as far as the update's values have the names of attributes."""
+    if asked.get("ReturnValues") != "ALL_NEW":
+        return b"{}"
+    values = asked["ExpressionAttributeValues"]
+    row = asked["Key"] | {name.lstrip(":"): value for name, value in values.items()}
+    return json.dumps({"Attributes": row}).encode()
 
 
 def _counts(asked: dict[str, Any]) -> tuple[int, int]:

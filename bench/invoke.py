@@ -1,7 +1,8 @@
-"""Invoke a function in a process of its own: `python -P invoke.py PACKAGE HANDLER LOG`.
+"""Invoke a function in a process of its own: `python -P -B invoke.py PACKAGE HANDLER LOG [TABLE]`.
 
 Each line of stdin is a list of events; each is answered with what they took, and with the peak of
-the process's memory so far. What the function writes goes to the file LOG.
+the process's memory so far. What the function writes goes to the file LOG. With TABLE, the request
+units of its DynamoDB calls are counted, which takes so long that nothing else can be measured.
 """
 
 import importlib
@@ -11,6 +12,9 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
 
 
 class Context:
@@ -37,24 +41,43 @@ def peak_memory() -> float:
     return int(peak.split()[1]) / 1024
 
 
+def meter_of(table: str) -> Any:
+    """Return the meter of all clients that the function will make from boto3's default session."""
+    import boto3
+
+    sys.path += [str(HERE), str(HERE.parent / "tests")]
+    from units import Meter
+
+    boto3.setup_default_session()
+    assert boto3.DEFAULT_SESSION
+    return Meter(boto3.DEFAULT_SESSION.events, table)
+
+
 def main() -> None:
     """Serve until stdin ends."""
-    package, handler, log = sys.argv[1:]
+    package, handler, log, *table = sys.argv[1:]
     sys.path.insert(0, package)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    meter = meter_of(*table) if table else None
     module, _, name = handler.rpartition(".")
     handle = getattr(importlib.import_module(module), name)
     context = Context()
     for line in sys.stdin:
-        events = json.loads(line)
+        events, walls = json.loads(line), []
         wall, cpu = time.perf_counter(), time.process_time()
         for event in events:
+            started = time.perf_counter()
             answer = handle(event, context)
+            walls.append(time.perf_counter() - started)
             assert answer is None or answer["statusCode"] == 204, answer
         sys.stdout.flush()
         taken = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        print(json.dumps(taken | {"peak": peak_memory()}), file=answers)
+        units = meter.read() if meter else {}
+        print(
+            json.dumps({**taken, "walls": walls, "peak": peak_memory(), "units": units}),
+            file=answers,
+        )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,14 +35,17 @@ def told(what: str, figure: float) -> Result:
     return Result(what, figure, "", True)
 
 
-def show(results: list[Result]) -> None:
-    """Print the table."""
+def show(results: list[Result], *further: Table) -> None:
+    """Print the table of results, and further tables."""
     table = Table("measured", "figure", "target", "")
     table.columns[1].justify = "right"
     for result in results:
-        verdict = "" if not result.target else "ok" if result.good else "MISSED"
+        verdict = "" if not result.target else "met" if result.good else "NOT MET"
         table.add_row(result.what, f"{result.figure:,.2f}", result.target, verdict)
-    Console(width=110).print(table)
+    console = Console(width=110)
+    console.print(table, *further)
+    aims = [result for result in results if result.target]
+    console.print(f"{sum(result.good for result in aims)} of {len(aims)} targets are met.")
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,18 @@ class Taken:
 
 
 def taken(work: Callable[[], Any]) -> Taken:
-    """Return what some work takes."""
+    """Return what some work takes in this process."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return Taken(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def compare(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Taken]:
+def in_turns(contenders: Mapping[str, Callable[[], Taken]], rounds: int) -> dict[str, Taken]:
     """Let contenders take turns, so that noise meets all alike; return the median of each."""
     times: dict[str, list[Taken]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, work in contenders.items():
-            times[name].append(taken(work))
+            times[name].append(work())
     return {name: median(all_) for name, all_ in times.items()}
 
 

@@ -1,133 +1,157 @@
-"""A sweep of due sessions against bare POSTs, and against the straightforward sweep.
+"""A sweep of due sessions against bare POSTs, and against the lean and the plain sweep.
 
-All contenders post 16 at a time to the same Elevate; the database is one that answers at once. What
-those two can answer at most stands in the table: neither is anybody's bottleneck.
+All of them post 16 at a time to one Elevate; the database is one that answers at once. What those
+two can answer at most stands in the table: neither is anybody's bottleneck.
 """
 
+import contextlib
 import json
+import os
 import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import requests
-
-import posts
-from hands import FOREVER, dynamodb, new_session, new_urls, settings_of, silence, url_of
-from local.stack import Stack
-from processes import elevate, instant_dynamodb
-from results import Result, at_least, at_most, compare, told
-from sessions.aws import DynamoDB
-from sessions.ending import Ending
-from sessions.registry import BATCH, Registry
-from sessions.session import Session
+from fixtures import LEAN, PLAIN, YARDSTICK, dynamodb, notification, sweep_event
+from local.stack import ROOT
+from processes import Function, Invoked, elevate, instant_dynamodb
+from results import Result, at_least, at_most, in_turns, told
+from sessions.registry import BATCH
+from sessions.session import MAX_SHARDS
 from sessions.settings import Settings
-from sessions.sweeping import ALL_SHARDS, Sweeper
-from sessions.telemetry import Telemetry
 
 ROUNDS = 5
 MANY = 10_000
+# To warm up with: the sessions of the last shard.
+WARM_UP = 200
+
+CONCURRENCY = Settings("", "", "").concurrency
+ALL = sweep_event(range(MAX_SHARDS - 1))
+LAST = sweep_event([MAX_SHARDS - 1])
 
 
-def sweep(stack: Stack, count: int = 4000) -> list[Result]:
+def sweep(count: int = 4000) -> list[Result]:
     """Measure all contenders in turns, then with an Elevate that takes its time."""
-    settings = settings_of(stack, f"due-{count}")
-    urls = new_urls(stack.elevate_url, count)
-    with instant_dynamodb() as dynamodb_url, silence():
-        straightforward(settings)  # the database makes its rows once
-        times = compare(
-            {
-                "urllib3": lambda: posts.by_urllib3(urls),
-                "requests": lambda: posts.by_requests(urls),
-                "httpx": lambda: posts.by_httpx(urls),
-                "aiohttp": lambda: posts.by_aiohttp(urls),
-                "ours": lambda: ours(settings, count),
-                "straightforward": lambda: straightforward(settings),
-            },
-            ROUNDS,
-        )
-        client = Counting(DynamoDB(settings.concurrency))
-        many = replace(settings, table_name=f"due-{MANY}")
-        ours(many, MANY, client)
-        at_elevate = answers_per_second(stack.elevate_url, notification(settings), b"\r\n\r\n")
-        at_dynamodb = answers_per_second(dynamodb_url, batch(), b"]}") * BATCH / 2
-        with elevate(latency_ms=30) as slow:
-            slowly = at_30_ms(replace(many, elevate_url=slow), MANY)
-    us, straight = times["ours"], times["straightforward"]
-    bare = {name: times[name].cpu for name in ("urllib3", "requests", "httpx", "aiohttp")}
-    speed = count / us.wall
-    return [
-        *(told(f"sweep: CPU ms per POST, {n}", cpu / count * 1000) for n, cpu in bare.items()),
-        told("sweep: CPU ms per session, ours, all included", us.cpu / count * 1000),
-        told("sweep: the same, straightforward", straight.cpu / count * 1000),
-        at_most("sweep: CPU, ours / bare POST by urllib3", us.cpu / bare["urllib3"], 1.25),
-        *(
-            told(f"sweep: CPU, ours / bare POST by {name}", us.cpu / bare[name])
-            for name in ("requests", "httpx", "aiohttp")
-        ),
-        at_most(f"sweep: DynamoDB calls per session of {MANY:,}", client.calls / MANY, 0.1),
-        at_least("sweep: sessions per second, ours / straightforward", straight.wall / us.wall, 4),
-        at_least("sweep: per CPU second, ours / straightforward", straight.cpu / us.cpu, 4),
-        told("limit: sessions per second, ours", speed),
-        told("limit: sessions per second the bench's Elevate can take", at_elevate),
-        told("limit: sessions per second the bench's DynamoDB can take", at_dynamodb),
-        at_most("limit: ours / what the bench's Elevate can take", speed / at_elevate, 0.75),
-        at_most("limit: ours / what the bench's DynamoDB can take", speed / at_dynamodb, 0.75),
-        *slowly,
-    ]
+    with ExitStack() as stack:
+        dynamodb_url = stack.enter_context(instant_dynamodb())
+        elevate_url = stack.enter_context(elevate())
+        contenders = {
+            "post": _contender("bare.posts", elevate_url, count, count, YARDSTICK),
+            "ours": _contender("handler.sweep.handle", elevate_url, count, ALL),
+            "lean": _contender("app.sweep", elevate_url, count, ALL, LEAN),
+            "plain": _contender("sweep.handle", elevate_url, count, ALL, PLAIN),
+        }
+        turns = {name: stack.enter_context(contender) for name, contender in contenders.items()}
+        times = in_turns(turns, ROUNDS)
+        _forget(elevate_url)
+        at_elevate = _answers_per_second(elevate_url, notification(), b"\r\n\r\n")
+        at_dynamodb = _answers_per_second(dynamodb_url, _batch(), b"]}") * BATCH / 2
+        results = [
+            *(
+                told(f"sweep: CPU ms a session, {n}", t.cpu / count * 1000)
+                for n, t in times.items()
+            ),
+            *(told(f"sweep: sessions per second, {n}", count / t.wall) for n, t in times.items()),
+            at_most("sweep: CPU, ours / bare POST", times["ours"].cpu / times["post"].cpu, 1.8),
+            at_least(
+                "sweep: sessions per second, ours / plain",
+                times["plain"].wall / times["ours"].wall,
+                3,
+            ),
+            told(
+                "sweep: sessions per second, ours / lean", times["lean"].wall / times["ours"].wall
+            ),
+            told("limit: sessions per second the bench's Elevate can take", at_elevate),
+            told("limit: sessions per second the bench's DynamoDB can take", at_dynamodb),
+        ]
+        limit = min(at_elevate, at_dynamodb)
+        results.append(at_most("limit: ours / the lower", count / times["ours"].wall / limit, 0.75))
+        return [*results, *_at_30_ms()]
 
 
-def ours(settings: Settings, count: int, client: Any = None) -> None:
-    """Sweep, and make sure that all were delivered."""
-    ending = Ending(settings, Registry(settings, client), telemetry=Telemetry())
-    report = Sweeper(ending).sweep(ALL_SHARDS, FOREVER, "bench")
-    assert report.delivered == count, report
+@contextlib.contextmanager
+def _contender(
+    handler: str, elevate_url: str, count: int, event: Any, package: Path = ROOT / "src"
+) -> Iterator[Callable[[], Invoked]]:
+    """Start a sweep of `count` sessions, warm; each time it must end them all."""
+    environment = {"TABLE_NAME": f"due-{count}-{WARM_UP}", "ELEVATE_BASE_URL": elevate_url}
+    with Function(handler, environment, package) as function:
+
+        def turn() -> Invoked:
+            _forget(elevate_url)
+            invoked = function.invoke(event)
+            with urllib.request.urlopen(f"{elevate_url}/_sim/summary") as answer:
+                assert json.load(answer)["delivered"] == count, handler
+            return invoked
+
+        turn()
+        yield turn
 
 
-def straightforward(settings: Settings) -> None:
-    """Sweep as most would: scan, post, delete, in 16 threads."""
-    client = dynamodb()
-    with requests.Session() as http, ThreadPoolExecutor(settings.concurrency) as threads:
-
-        def one(item: dict[str, Any]) -> None:
-            session = Session(
-                item["market"]["S"], item["sessionKey"]["S"], item["customerKey"]["S"]
-            )
-            http.post(url_of(settings.elevate_url, session)).raise_for_status()
-            key = {name: item[name] for name in ("sessionKey", "market")}
-            client.delete_item(TableName=settings.table_name, Key=key)
-
-        for page in client.get_paginator("scan").paginate(TableName=settings.table_name):
-            list(threads.map(one, page["Items"]))
+def _forget(elevate_url: str) -> None:
+    """Let Elevate forget what it has received: that makes it slower."""
+    request = urllib.request.Request(f"{elevate_url}/_sim/notifications", method="DELETE")
+    urllib.request.urlopen(request).close()
 
 
-def at_30_ms(settings: Settings, count: int) -> list[Result]:
+def _at_30_ms() -> list[Result]:
     """Throughput with an Elevate that takes 30 ms, against concurrency / latency."""
-    urls = new_urls(settings.elevate_url, count)
-    times = compare(
-        {"bare": lambda: posts.by_urllib3(urls), "ours": lambda: ours(settings, count)}, 1
-    )
-    us, bare = times["ours"], times["bare"]
-    most = settings.concurrency / 0.030
-    share = count / us.wall / most
+    most = CONCURRENCY / 0.030
+    with elevate(latency_ms=30) as url:
+        with sweeper(f"due-{MANY}-{WARM_UP}", url) as function:
+            before = _calls()
+            ours = function.invoke(ALL)
+            calls = _calls() - before
+        check(ours, MANY)
+        environment = {"TABLE_NAME": "", "ELEVATE_BASE_URL": url}
+        with Function("bare.posts", environment, YARDSTICK) as function:
+            function.invoke(WARM_UP)
+            post = function.invoke(MANY)
     return [
-        at_most("sweep: CPU per session at 30 ms, ours / bare POST", us.cpu / bare.cpu, 1.25),
-        told("sweep: bare POSTs at 30 ms / (concurrency / latency)", count / bare.wall / most),
-        at_least("sweep: throughput at 30 ms / (concurrency / latency)", share, 0.9),
+        at_most(f"sweep: DynamoDB calls a session of {MANY:,}", calls / MANY, 0.1),
+        told("sweep: bare POSTs at 30 ms / (concurrency / latency)", MANY / post.wall / most),
+        at_least(
+            "sweep: throughput at 30 ms / (concurrency / latency)", MANY / ours.wall / most, 0.85
+        ),
     ]
 
 
-def answers_per_second(url: str, request: bytes, end: bytes, count: int = 10_000) -> float:
+def _calls() -> int:
+    """Return how many calls the database has answered."""
+    count: int = dynamodb().describe_table(TableName="due")["Table"]["ItemCount"]
+    return count
+
+
+def sweeper(table: str, elevate_url: str) -> Function:
+    """Start our sweep function, warm."""
+    environment = {
+        "TABLE_NAME": table,
+        "ELEVATE_BASE_URL": elevate_url,
+        "ELEVATE_READ_TIMEOUT": "10",
+        "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"],
+    }
+    function = Function("handler.sweep.handle", environment)
+    check(function.invoke(LAST), WARM_UP)
+    return function
+
+
+def check(invoked: Invoked, count: int) -> None:
+    """Make sure that all were delivered."""
+    swept = [line for line in invoked.lines() if line.get("message") == "sweep"]
+    assert [line["delivered"] for line in swept] == [count], swept
+
+
+def _answers_per_second(url: str, request: bytes, end: bytes, count: int = 10_000) -> float:
     """Return what a server answers to a client that costs next to nothing.
 
     The request is made beforehand and sent over 16 connections, to all, then read from all.
     """
     address = urlsplit(url)
-    wires = [
-        socket.create_connection((address.hostname, address.port)) for _ in range(posts.CONCURRENCY)
-    ]
+    wires = [socket.create_connection((address.hostname, address.port)) for _ in range(CONCURRENCY)]
     started = time.perf_counter()
     for _ in range(count // len(wires)):
         for wire in wires:
@@ -142,28 +166,10 @@ def answers_per_second(url: str, request: bytes, end: bytes, count: int = 10_000
     return count / took
 
 
-def notification(settings: Settings) -> bytes:
-    """Return an end notification as it goes over the wire."""
-    target = url_of("", new_session())
-    return f"POST {target} HTTP/1.1\r\nHost: elevate\r\nContent-Length: 0\r\n\r\n".encode()
-
-
-def batch() -> bytes:
+def _batch() -> bytes:
     """Return a full batch of statements as it goes over the wire."""
     body = json.dumps({"Statements": [{"Statement": "x" * 350}] * BATCH}).encode()
     return (
         b"POST / HTTP/1.1\r\nX-Amz-Target: DynamoDB_20120810.BatchExecuteStatement\r\n"
         b"Content-Length: %d\r\n\r\n" % len(body)
     ) + body
-
-
-class Counting:
-    """A client that counts its calls."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self.calls = 0
-
-    def __getattr__(self, operation: str) -> Any:
-        self.calls += 1
-        return getattr(self._client, operation)

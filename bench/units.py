@@ -11,7 +11,11 @@ and "Global secondary indexes: write considerations". The emulator's own figures
 it returns, and a statement of a batch 1 whatever index it writes (tests/test_units.py).
 """
 
+import json
+import threading
 from typing import Any
+
+import botocore.session
 
 from registry_table import template
 
@@ -71,49 +75,61 @@ def query_units(entries: list[Item]) -> float:
     return 0.5 * max(1, -(-sum(map(size_of, entries)) // 4096))
 
 
-class Metered:
-    """A client of the registry that counts units; it looks at each row before and after a write."""
+class Meter:
+    """Counts what clients' calls cost; it looks at each row before and after a write.
 
-    def __init__(self, client: Any, bare: Any, table: str) -> None:
-        self._client = client
-        self._bare = bare
+    `events` are those of a boto3 client, or of a session that will make clients.
+    """
+
+    def __init__(self, events: Any, table: str) -> None:
+        self._bare: Any = botocore.session.get_session().create_client("dynamodb")
         self._table = table
+        self._lock = threading.Lock()
         self.writes = 0
         self.reads = 0.0
         self.calls = 0
+        events.register("before-call.dynamodb", self._before)
+        events.register("after-call.dynamodb", self._after)
 
-    def update_item(self, **arguments: Any) -> Any:
-        """Write one row."""
-        return self._written([arguments["Key"]], lambda: self._client.update_item(**arguments))
+    def read(self) -> dict[str, float]:
+        """Return what was counted since the last time."""
+        with self._lock:
+            read = {"writes": self.writes, "reads": self.reads, "calls": self.calls}
+            self.writes, self.reads, self.calls = 0, 0.0, 0
+        return read
 
-    def batch_execute_statement(self, Statements: list[dict[str, Any]]) -> Any:
-        """Write rows, each by its own statement."""
-        keys = []
-        for statement in Statements:
-            place = statement["Statement"].split("WHERE")[0].count("?")
-            values = statement["Parameters"][place : place + len(_KEYS)]
-            keys.append(dict(zip(_KEYS, values, strict=True)))
-        return self._written(
-            keys, lambda: self._client.batch_execute_statement(Statements=Statements)
-        )
+    def _before(self, model: Any, params: Any, context: Any, **_: Any) -> None:
+        keys = _keys_of(model.name, json.loads(params["body"]))
+        context["metered"] = [(key, self._item(key)) for key in keys]
 
-    def query(self, **arguments: Any) -> Any:
-        """Read a page."""
-        answer = self._client.query(**arguments)
-        self.calls += 1
-        self.reads += query_units(answer["Items"])
-        return answer
-
-    def _written(self, keys: list[Item], write: Any) -> Any:
-        before = [self._item(key) for key in keys]
-        try:
-            return write()
-        finally:
+    def _after(self, parsed: Any, context: Any, **_: Any) -> None:
+        writes = sum(write_units(old, self._item(key)) for key, old in context["metered"])
+        with self._lock:
             self.calls += 1
-            after = [self._item(key) for key in keys]
-            self.writes += sum(map(write_units, before, after))
+            self.writes += writes
+            if "Items" in parsed:
+                self.reads += query_units(parsed["Items"])
 
     def _item(self, key: Item) -> Item:
         answer = self._bare.get_item(TableName=self._table, Key=key, ConsistentRead=True)
         item: Item = answer.get("Item", {})
         return item
+
+
+def _keys_of(operation: str, asked: dict[str, Any]) -> list[Item]:
+    """Return the keys of the rows that a call writes."""
+    match operation:
+        case "Query" | "Scan":
+            return []
+        case "PutItem":
+            return [{name: asked["Item"][name] for name in _KEYS}]
+        case "UpdateItem" | "DeleteItem":
+            return [asked["Key"]]
+        case "BatchExecuteStatement":
+            return [_key_of(**statement) for statement in asked["Statements"]]
+    raise ValueError(f"what {operation} costs is not known")
+
+
+def _key_of(Statement: str, Parameters: list[dict[str, Any]]) -> Item:
+    place = Statement.split("WHERE")[0].count("?")
+    return dict(zip(_KEYS, Parameters[place : place + len(_KEYS)], strict=True))

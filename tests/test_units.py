@@ -11,7 +11,7 @@ from sessions import aws as aws_clients
 from sessions.registry import Registry
 from sessions.session import Activity, Claim, Session, Settlement
 from sessions.settings import Settings
-from units import Metered, query_units, size_of, write_units
+from units import Meter, query_units, size_of, write_units
 
 ROW = {
     "sessionKey": {"S": "k" * 36},
@@ -70,46 +70,47 @@ class Reported:
 
 
 def test_single_writes_are_counted_as_the_emulator_counts_them(
-    settings: Settings, dynamodb: Any, clock: Clock
+    settings: Settings, clock: Clock
 ) -> None:
-    reported = Reported(aws_clients.client("dynamodb"))
-    metered = Metered(reported, dynamodb, settings.table_name)
-    registry = Registry(replace(settings, shards=1), metered, clock)
+    client = aws_clients.client("dynamodb")
+    meter = Meter(client.meta.events, settings.table_name)
+    reported = Reported(client)
+    registry = Registry(replace(settings, shards=1), reported, clock)
     session = Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
     for seconds in (0, 600):  # a new row, a due time that moves
         registry.track(Activity(session, int(clock.now) + seconds))
     clock.turn(1200)
     assert isinstance(registry.claim(session, int(clock.now)), Claim)
-    assert metered.writes == reported.writes == 2 + 3 + 1
+    assert meter.writes == reported.writes == 2 + 3 + 1
 
 
 @pytest.mark.parametrize(("is_tracked", "writes"), [(False, 2), (True, 3)])
 def test_an_explicit_end_costs_two_writes_and_three_if_it_leaves_the_index(
-    settings: Settings, dynamodb: Any, clock: Clock, is_tracked: bool, writes: int
+    settings: Settings, clock: Clock, is_tracked: bool, writes: int
 ) -> None:
     session = Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
     if is_tracked:
         Registry(settings, clock=clock).track(Activity(session, int(clock.now)))
-    metered = Metered(aws_clients.client("dynamodb"), dynamodb, settings.table_name)
-    registry = Registry(settings, metered, clock)
+    client = aws_clients.client("dynamodb")
+    meter = Meter(client.meta.events, settings.table_name)
+    registry = Registry(settings, client, clock)
     claim = registry.claim(session, int(clock.now))
     assert isinstance(claim, Claim)
     registry.settle([(claim, Settlement("ended", None, 1, 204))])
-    assert (metered.writes, metered.calls) == (writes, 2)
+    assert (meter.writes, meter.calls) == (writes, 2)
 
 
-def test_a_sweep_costs_three_writes_a_session(
-    settings: Settings, dynamodb: Any, clock: Clock
-) -> None:
+def test_a_sweep_costs_three_writes_a_session(settings: Settings, clock: Clock) -> None:
     plain = Registry(settings, clock=clock)
     for _ in range(3):
         session = Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
         plain.track(Activity(session, int(clock.now)))
     clock.turn(settings.idle)
-    metered = Metered(aws_clients.client("dynamodb"), dynamodb, settings.table_name)
-    registry = Registry(settings, metered, clock)
+    client = aws_clients.client("dynamodb")
+    meter = Meter(client.meta.events, settings.table_name)
+    registry = Registry(settings, client, clock)
     rows = [r for shard in range(settings.shards) for r in registry.due(shard, int(clock())).rows]
     claims = registry.claim_due(rows).done
-    assert metered.writes == 3
+    assert meter.writes == 3
     registry.settle([(claim, Settlement("ended", None, 1, 204)) for claim in claims])
-    assert (metered.writes, metered.reads) == (9, 0.5 * settings.shards)
+    assert (meter.writes, meter.reads) == (9, 0.5 * settings.shards)
