@@ -152,7 +152,7 @@ def session(operator: Operator, key: str, hours: int) -> None:
     )
     hidden = {"sessionKey", "customerKey", "lease"}
     rows = [
-        {name: next(iter(value.values())) for name, value in item.items() if name not in hidden}
+        {name: _plain(value) for name, value in item.items() if name not in hidden}
         for item in answer["Items"]
     ]
     with operator.busy("Reading the logs …"):
@@ -164,14 +164,20 @@ def session(operator: Operator, key: str, hours: int) -> None:
     shown = Table("registry", "")
     for row in rows:
         for name, value in sorted(row.items()):
-            moment = int(value) if name.endswith(("At", "Until")) and int(value) else None
+            moment = int(value or 0) if name.endswith(("At", "Until")) else 0
             at = f" ({datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S} UTC)" if moment else ""
-            shown.add_row(name, f"{value}{at}")
+            shown.add_row(name, "" if value is None else f"{value}{at}")
         shown.add_section()
     operator.tell({"rows": rows, "log": lines}, shown)
     if not operator.as_json:
         for line in lines:
             click.echo(readable(line.pop("function"), json.dumps(line)))
+
+
+def _plain(value: dict[str, Any]) -> Any:
+    """Return a value of DynamoDB's without its type."""
+    ((kind, plain),) = value.items()
+    return None if kind == "NULL" else plain
 
 
 def _history(target: Target, session_hash: str, hours: int) -> Iterator[dict[str, Any]]:

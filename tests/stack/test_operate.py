@@ -62,7 +62,7 @@ def test_what_the_bus_or_the_schedule_could_not_deliver_can_be_redriven(deployed
 def test_a_letter_that_is_no_event_does_not_stop_the_others(deployed: Deployed) -> None:
     session = new_session()
     sqs, queue = deployed.stack.client("sqs"), queue_url(deployed, "UndeliveredEventsUrl")
-    for letter in ("not JSON", json.dumps([]), json.dumps({"detail-type": "Other"})):
+    for letter in ("not JSON", json.dumps([]), json.dumps({"detail": {}})):
         sqs.send_message(QueueUrl=queue, MessageBody=letter)
     elsewhere = {"functionArn": f"arn:aws:lambda:{REGION}:000000000000:function:of-another:1"}
     letter = json.dumps({"requestContext": elsewhere, "requestPayload": {}})
@@ -104,6 +104,18 @@ def test_the_operator_sees_a_session_by_its_key_and_no_keys(deployed: Deployed) 
     assert session["customerKey"] not in text
     hashed = deployed.operate_json("session-hash", session["sessionKey"])["hash"]
     assert shown[0]["session"] == hashed
+
+
+def test_a_status_that_elevate_has_not_given_is_shown_as_none(deployed: Deployed) -> None:
+    deployed.fault("down")
+    session = new_session()
+    deployed.end(session)
+    (row,) = deployed.operate_json("session", session["sessionKey"])["rows"]
+    assert row["lastStatus"] is None
+    assert row["lastReason"]
+    _, text = deployed.operate("session", session["sessionKey"])
+    assert "True" not in text
+    assert "None" not in text
 
 
 def test_the_operator_can_forget_a_session_or_a_visitor(deployed: Deployed) -> None:
