@@ -49,6 +49,8 @@ def _run(folder: Path) -> None:
     markets = given.setdefault("Markets", "UK,SE")
     # Whoever watches an outage here waits for seconds, not for production's minute.
     given.setdefault("RetryBaseSeconds", "5")
+    # Whoever tries the service wants to see a track and a repeated end, too.
+    given.setdefault("LogLevel", "DEBUG")
     playground_port = free_port(port(os.environ, "PLAYGROUND_PORT"), "PLAYGROUND_PORT")
     stack = Stack(
         folder,

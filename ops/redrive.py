@@ -75,10 +75,6 @@ def _addressee(target: Target, output: str, message: dict[str, Any]) -> tuple[st
         name = body["requestContext"]["functionArn"].split(":")[6]
         return target.functions[target.functions.index(name)], body["requestPayload"]
     if output == "UndeliveredEventsUrl":
-        names = {
-            "Session Ended": "EndFunctionName",
-            "Session Active": "TrackFunctionName",
-            "Session Sweep": "SweepFunctionName",
-        }
-        return target.outputs[names[body["detail-type"]]], body
+        names = {"Session Ended": "EndFunctionName", "Session Sweep": "SweepFunctionName"}
+        return target.outputs[names.get(body["detail-type"], "TrackFunctionName")], body
     return target.outputs["SweepFunctionName"], {"id": str(uuid.uuid4())} | body
