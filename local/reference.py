@@ -11,8 +11,8 @@ PAGE = ROOT / "docs" / "parameters.md"
 _HEAD = """# Parameters
 
 `make docs` writes this page from [template.yaml](../template.yaml): change the descriptions there.
-The [README](../README.md#choose-your-parameters) has the ten that matter and how to set them. One of
-`ElevateClusterId` and `ElevateBaseUrl` is required; all others have a default.
+The [README](../README.md#choose-your-parameters) has the ten that matter, and how to set them.
+One of `ElevateClusterId` and `ElevateBaseUrl` is required; all others have a default.
 """
 
 
