@@ -65,6 +65,27 @@ def test_each_function_has_its_own_file_role_and_log_group_with_retention() -> N
         assert group["Properties"]["RetentionInDays"] == "LogRetentionDays"
 
 
+def test_lambda_lets_through_what_the_log_level_asks_for() -> None:
+    """Lambda drops JSON lines below a level of its own, which is INFO by default."""
+    assert CONDITIONS["IsDebugged"] == ["LogLevel", "DEBUG"]
+    made = translated()
+    for name, function in FUNCTIONS.items():
+        logging = made[name]["Properties"]["LoggingConfig"]
+        assert logging["ApplicationLogLevel"] == {"Fn::If": ["IsDebugged", "DEBUG", "INFO"]}
+        assert set(function["LoggingConfig"]) < set(logging)
+
+
+def test_an_event_of_any_kind_has_a_rule() -> None:
+    patterns = [
+        event["Properties"]["Pattern"]["detail-type"][0]
+        for function in FUNCTIONS.values()
+        for event in function["Events"].values()
+        if event["Type"] == "EventBridgeRule"
+    ]
+    (others,) = [pattern for pattern in patterns if isinstance(pattern, dict)]
+    assert sorted(others["anything-but"]) == sorted(p for p in patterns if isinstance(p, str))
+
+
 def test_every_way_to_a_function_has_a_dead_letter_queue() -> None:
     for function in FUNCTIONS.values():
         assert function["EventInvokeConfig"]["DestinationConfig"]["OnFailure"]["Type"] == "SQS"

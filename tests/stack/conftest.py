@@ -92,7 +92,7 @@ class Deployed:
         assert self._events.put_events(Entries=[entry])["FailedEntryCount"] == 0
 
     def invoke(self, function: str, event: Any) -> None:
-        """Invoke asynchronously, with the retries and the dead-letter queue that rules lack here."""
+        """Invoke asynchronously, with the retries and dead-letter queue that rules lack here."""
         self.lambda_.invoke(
             FunctionName=self.info["functions"][function],
             InvocationType="Event",
