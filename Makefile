@@ -25,16 +25,16 @@ test: $(VENV)/installed ## Run all tests, those on the deployed stack included
 unit: $(VENV)/installed ## Run the tests that need no deployed stack
 	$(BIN)/pytest --ignore tests/stack
 
-explore: $(VENV)/installed ## Let Hypothesis look for examples that no run has tried
+explore: $(VENV)/installed ## Let Hypothesis look for new counterexamples
 	$(BIN)/pytest --ignore tests/stack --hypothesis-profile explore -k "$(or $(K),TestSessions)"
 
-fuzz: $(VENV)/installed ## Send the deployed API whatever there is, for two minutes (FUZZ=seconds, SEED=…)
+fuzz: $(VENV)/installed ## Fuzz the deployed API for two minutes (FUZZ=seconds, SEED=…)
 	FUZZ=$(or $(FUZZ),120) SEED=$(or $(SEED),$$(date +%s)) $(BIN)/pytest -n 0 -s tests/stack/test_access.py -k right_answer
 
 verify: $(VENV)/installed ## Break everything under load, then count what was lost (N=2000)
 	@PYTHONPATH=src $(BIN)/python -m local.verify $(N)
 
-bench: $(VENV)/installed ## Measure beside what a user would pick instead (N=10000: growth up to there only)
+bench: $(VENV)/installed ## Measure beside what you would use instead (N=10000: growth up to there only)
 	@PYTHONPATH=.:src:tests $(BIN)/python bench/bench.py $(N)
 
 OPERATE = PYTHONPATH=src $(BIN)/python -m ops.operate
@@ -46,17 +46,17 @@ override CUSTOMER := $(call given,CUSTOMER)
 override MARKET := $(call given,MARKET)
 export KEY CUSTOMER MARKET
 
-status: $(VENV)/installed ## Show sessions by state, what is due, dead letters (OPTIONS="--stack NAME")
+status: $(VENV)/installed ## Show sessions by state, what is due, dead-letter messages (OPTIONS="--stack NAME")
 	@$(OPERATE) status $(OPTIONS)
 
 session: $(VENV)/installed ## Show one session's state and history (KEY=…)
 	@$(OPERATE) session $(OPTIONS) -- $${KEY:+"$$KEY"}
 
-forget: $(VENV)/installed ## Delete what the registry holds of a session (KEY=…) or visitor (CUSTOMER=…)
+forget: $(VENV)/installed ## Delete a session (KEY=…) or a visitor's sessions (CUSTOMER=…) from the registry
 	@if [ -n "$$CUSTOMER" ]; then $(OPERATE) forget $(OPTIONS) --customer="$$CUSTOMER"; \
 		else $(OPERATE) forget $(OPTIONS) -- $${KEY:+"$$KEY"}; fi
 
-session-hash: $(VENV)/installed ## Print what stands for a key in the logs (KEY=…)
+session-hash: $(VENV)/installed ## Print the hash that stands for a key in the logs (KEY=…)
 	@$(OPERATE) session-hash $(OPTIONS) -- $${KEY:+"$$KEY"}
 
 sweep: $(VENV)/installed ## Sweep now
@@ -65,7 +65,7 @@ sweep: $(VENV)/installed ## Sweep now
 retry-rejected: $(VENV)/installed ## Make rejected sessions due again (MARKET=…, or all)
 	@$(OPERATE) retry-rejected $(OPTIONS) --market="$$MARKET"
 
-redrive: $(VENV)/installed ## Give dead letters to their functions once more
+redrive: $(VENV)/installed ## Send dead-letter messages to their functions once more
 	@$(OPERATE) redrive $(OPTIONS)
 
 tail: $(VENV)/installed ## Follow the functions' logs
@@ -74,8 +74,9 @@ tail: $(VENV)/installed ## Follow the functions' logs
 smoke: $(VENV)/installed ## Check that a deployed stack works (STACK=name, in AWS; OPTIONS="--profile …")
 	@PYTHONPATH=src $(BIN)/python -m ops.smoke $(if $(STACK),--stack $(STACK)) $(OPTIONS)
 
-docs: $(VENV)/installed ## Write the HTTP interface as one page to read
+docs: $(VENV)/installed ## Write the HTTP interface as one page to read, and docs/parameters.md
 	@$(BIN)/python -m local.interface
+	@$(BIN)/python -m local.reference
 
 check: $(VENV)/installed scan ## Lint, types, template and its security, hashes of all dependencies
 	$(BIN)/ruff check
@@ -89,7 +90,7 @@ check: $(VENV)/installed scan ## Lint, types, template and its security, hashes 
 # Refuses a lock with a line that is not pinned or has no hash; changes nothing, asks nobody.
 HASHED := --quiet --offline --dry-run --require-hashes
 
-scan: $(VENV)/scan/installed ## Look for what is insecure in the template (.checkov.yaml has the exceptions)
+scan: $(VENV)/scan/installed ## Scan the template for what is insecure (exceptions: .checkov.yaml)
 	@mkdir -p .local
 	@$(BIN)/python -m local.flat > .local/template.json
 	$(VENV)/scan/bin/checkov --config-file .checkov.yaml
@@ -110,7 +111,7 @@ format: $(VENV)/installed ## Format the code
 build: $(VENV)/installed ## Build the functions' package into .aws-sam
 	$(BIN)/sam build --cached
 
-lock: $(VENV)/installed ## Pin all dependencies anew, with hashes
+lock: $(VENV)/installed ## Update the pins of all dependencies, with hashes
 	$(BIN)/uv pip compile $(LOCK) requirements-dev.in -o requirements-dev.txt
 	$(BIN)/uv pip compile $(LOCK) -c requirements-dev.txt src/requirements.in -o src/requirements.txt
 	$(BIN)/uv pip compile $(LOCK) requirements-scan.in -o requirements-scan.txt
@@ -118,7 +119,7 @@ lock: $(VENV)/installed ## Pin all dependencies anew, with hashes
 LOCK := --quiet --upgrade --universal --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-clean: ## Remove all that was made here
+clean: ## Remove everything that was generated here
 	rm -rf $(VENV) .aws-sam .local .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Everything that runs here comes from the lock file; it is installed again only when that changed.

@@ -1,4 +1,4 @@
-"""`make demo`: an outage of Elevate, told in the terminal; exits with 0 only if it ends well."""
+"""`make demo`: an outage of Elevate in the terminal. Exits with 0 only if the end is delivered."""
 
 import argparse
 import json
@@ -20,14 +20,14 @@ _PATIENCE = 80
 _SWEEP_EVERY = 3
 
 
-class NotAsTold(Exception):
-    """The story went another way; the message says where."""
+class WrongTurn(Exception):
+    """The story went wrong; the message says where."""
 
 
 def main() -> int:
     """Tell the story; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", default=".local", help="where a stack may be running")
+    parser.add_argument("--folder", default=".local", help="folder of a stack that may be running")
     folder = ROOT / parser.parse_args().folder
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
@@ -36,8 +36,8 @@ def main() -> int:
     except StackError as error:
         print(error, file=sys.stderr)
         return 1
-    except NotAsTold as error:
-        print(f"\nThat is not how it should go: {error}", file=sys.stderr)
+    except WrongTurn as error:
+        print(f"\nThe story went wrong: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nStopped.")
@@ -56,21 +56,19 @@ def _outage(service: Service) -> None:
         answer = service.end(session)
         _show(f"POST /sessions/end answers {answer.status}.")
         if answer.status != 202:
-            raise NotAsTold("202 was expected, because Elevate is down.")
+            raise WrongTurn("202 was expected, because Elevate is down.")
         row = service.session(session)
         if not row or row["state"] != "retrying":
-            raise NotAsTold("the registry does not keep the end.")
+            raise WrongTurn("the registry does not keep the end.")
         wait = max(0, row["dueAt"] - time.time())
         _show("Accepted: Elevate cannot be reached, so the end is kept in the registry.")
-        _show(
-            f"It is due again in {wait:.0f} s. The wait is random, and doubles with each failure."
-        )
+        _show(f"It is due again in {wait:.0f} s. The wait is random; its limit doubles each time.")
 
         _tell("3. Elevate is back.")
         service.set_fault({"kind": "none"})
 
         _tell("4. The next sweep after the end is due delivers it.")
-        _show("The schedule sweeps every minute. To be quicker, an event asks for a sweep.")
+        _show("The schedule sweeps every minute. To save time, an event requests one.")
         row = _until_ended(service, session)
         _show(f"The registry says: {row['state']}, after {row['attempts']:.0f} attempts.")
     finally:
@@ -82,7 +80,7 @@ def _outage(service: Service) -> None:
         _show(f"{at}  POST {notification['path']}  →  {notification['status'] or 'no answer'}")
     delivered = sum(notification["status"] == 204 for notification in received)
     if delivered != 1:
-        raise NotAsTold(f"the end was delivered {delivered} times.")
+        raise WrongTurn(f"the end was delivered {delivered} times.")
     _tell("The end outlived the outage and was delivered exactly once.")
 
 
@@ -93,12 +91,12 @@ def _until_ended(service: Service, session: dict[str, str]) -> dict[str, Any]:
     while True:
         row = service.session(session)
         if not row or row["state"] not in ("retrying", "ending", "ended"):
-            raise NotAsTold(f"the session is {row['state'] if row else 'not in the registry'}.")
+            raise WrongTurn(f"the session is {row['state'] if row else 'not in the registry'}.")
         if row["state"] == "ended":
             return row
         now = time.monotonic()
         if now > deadline:
-            raise NotAsTold(f"the end was not delivered within {_PATIENCE} s.")
+            raise WrongTurn(f"the end was not delivered within {_PATIENCE} s.")
         if time.time() >= row["dueAt"] and now - asked > _SWEEP_EVERY:
             asked = now
             service.put_event("Session Sweep", {})

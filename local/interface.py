@@ -15,6 +15,17 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 
+# API Gateway has an address of its own, and so takes none from the document.
+_SERVER = {
+    "url": "https://{host}/api",
+    "variables": {
+        "host": {
+            "default": "your-api.execute-api.eu-west-1.amazonaws.com",
+            "description": "The host in the stack's output ApiUrl, or your own domain's.",
+        }
+    },
+}
+
 # The conditions of template.yaml that hold by default.
 BY_DEFAULT = frozenset({"HasApiKey", "EndsNeedApiKey"})
 
@@ -65,9 +76,15 @@ def _without_extensions(part: Any) -> Any:
     return {n: _without_extensions(p) for n, p in part.items() if not n.startswith("x-amazon-")}
 
 
+def document() -> dict[str, Any]:
+    """Return the interface as plain OpenAPI, with an address to put in front of its paths."""
+    plain: dict[str, Any] = _without_extensions(interface())
+    return plain | {"servers": [_SERVER]}
+
+
 def page() -> str:
     """Return the page: Swagger UI, its style and the interface, all in one."""
-    plain = _without_extensions(interface())
+    plain = document()
     return _PAGE.format(
         title=plain["info"]["title"],
         style=_asset("swagger-ui.min.css"),
@@ -90,7 +107,7 @@ def main() -> None:
     folder = ROOT / ".local" / "docs"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "index.html").write_text(page())
-    (folder / "openapi.json").write_text(json.dumps(_without_extensions(interface()), indent=2))
+    (folder / "openapi.json").write_text(json.dumps(document(), indent=2))
     print(f"Written: {(folder / 'index.html').relative_to(ROOT)} and openapi.json beside it.")
 
 

@@ -75,4 +75,4 @@ def _refuse_unknown(makeflags: str) -> None:
         if name not in (*known, *_OF_MAKE):
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
-            raise StackError(f"{name} is not known to `make run`: {hint}")
+            raise StackError(f"`make run` does not know {name}: {hint}")

@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument(
         "--folder",
         default=os.environ.get("FOLDER") or ".local",
-        help="where it keeps what it makes",
+        help="folder for everything it writes",
     )
     folder = ROOT / parser.parse_args().folder
     for number in _STOPPING:
@@ -47,8 +47,10 @@ def _run(folder: Path) -> None:
     started = time.monotonic()
     given = parameters(os.environ)
     markets = given.setdefault("Markets", "UK,SE")
-    # Whoever watches an outage here waits for seconds, not for production's minute.
+    # Nobody who tries an outage wants to wait for as long as production does.
     given.setdefault("RetryBaseSeconds", "5")
+    # Whoever tries the service wants to see a track and a repeated end, too.
+    given.setdefault("LogLevel", "DEBUG")
     playground_port = free_port(port(os.environ, "PLAYGROUND_PORT"), "PLAYGROUND_PORT")
     stack = Stack(
         folder,
@@ -101,11 +103,11 @@ End a session:
 
   {head} -X POST "$URL/sessions/end" -d {shlex.quote(json.dumps(about | {"sessionKey": ended}))}
 
-Track one, so that it is ended when it goes quiet:
+Track a session. It will be ended when it goes quiet:
 
   {head} -X PUT "$URL/sessions/{tracked}" -d {shlex.quote(json.dumps(about))}
 
-Ask for its state:
+Read its state:
 
   {head} "$URL/sessions/{tracked}"
 

@@ -129,7 +129,7 @@ class Service:
     # -- the simulated Elevate -------------------------------------------------------------
 
     def fault(self) -> dict[str, Any]:
-        """Return the simulated Elevate's fault of the moment."""
+        """Return the simulated Elevate's current fault."""
         fault: dict[str, Any] = self._elevate("GET", "fault").json
         return fault
 

@@ -9,7 +9,7 @@ It serves both dialects as documented, and keeps what it received (the last half
     DELETE /_sim/notifications   forget it
     GET    /_sim/summary         how many were received and delivered, of how many sessions, which
                                  session keys were delivered twice, how many are kept no more
-    GET    /_sim/fault           the fault of the moment
+    GET    /_sim/fault           the current fault
     PUT    /_sim/fault           another: `{"kind": …, "seconds": …, "rate": …, "retryAfter": …}`
 
 Kinds of fault, none of which touches the control requests above:
@@ -213,7 +213,7 @@ class SimulatedElevate:
                 after = (("Retry-After", fault["retryAfter"]),) if "retryAfter" in fault else ()
                 answer = _Answer(503, b"The cluster is busy.", after)
             case "reject":
-                answer = _Answer(400, b"Rejected by the fault of the moment.")
+                answer = _Answer(400, b"Rejected by the simulated fault.")
             case _:
                 answer = self._judge(method, path, arguments)
         self._keep(method, target, _session_key(arguments), answer and answer.status, kind)
@@ -268,7 +268,7 @@ class SimulatedElevate:
 
     def _web_v2(self, given: dict[str, str]) -> str:
         if given.keys() != {"esales.market", "esales.customerKey", "esales.sessionKey"}:
-            return "Wanted are esales.market, esales.customerKey and esales.sessionKey."
+            return "Required are esales.market, esales.customerKey and esales.sessionKey."
         if not self._has_market(given["esales.market"]):
             return "The market is not configured."
         for name in ("esales.customerKey", "esales.sessionKey"):
@@ -291,7 +291,7 @@ class SimulatedElevate:
                 return "The userContext is unknown."
         names = given.keys() - {"userContext"}
         if not {"market", *wanted} <= names <= {"market", *allowed}:
-            return "The arguments are not those of the userContext."
+            return "The arguments do not fit the userContext."
         if not self._has_market(given["market"]):
             return "The market is not configured."
         if any(not 1 <= len(given[name]) <= 255 for name in names & keys):
@@ -512,13 +512,13 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 def main() -> None:
     """Serve until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(description="A strict simulated Elevate on the loopback.")
-    parser.add_argument("--port", type=int, default=0, help="0, the default, takes a free one")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
     parser.add_argument(
         "--markets",
         default="UK,SE",
-        help="those configured, comma separated; a comma in a name is %%2C; none accepts any",
+        help="markets to accept, separated by commas; a comma in a name is %%2C; none accepts any",
     )
-    parser.add_argument("--latency-ms", type=float, default=0.0, help="before each answer")
+    parser.add_argument("--latency-ms", type=float, default=0.0, help="wait before each answer")
     options = parser.parse_args()
     # Blocked before the thread starts, the signals wait for sigwait and interrupt nothing.
     signals = {signal.SIGINT, signal.SIGTERM}

@@ -1,8 +1,8 @@
 """`make verify`: drive sessions through the deployed stack while things break, then ask for each.
 
 Sessions come over the API, as events and as tracked sessions that go quiet, while Elevate's faults
-come and go, function processes are killed and the stack is deployed anew with other settings. Then
-everything is well again, and when the registry has nothing left to do, the simulated Elevate is
+come and go, function processes are killed and the stack is deployed again with other settings. Then
+everything is repaired, and when the registry has nothing left to do, the simulated Elevate is
 asked for every session that was accepted.
 
     lost        accepted, but neither delivered nor rejected nor expired: must be 0
@@ -67,7 +67,7 @@ FAULTS: tuple[dict[str, Any], ...] = (
 # A fault lasts this long; a run lasts for all of them at least.
 _FAULT_SECONDS = 1.5
 _KILL_SECONDS = 2
-# What a backend does not get an answer to for so long is not accepted.
+# A call without an answer for so long does not count as accepted.
 _PATIENCE_SECONDS = 120
 _LEAST_SECONDS = _FAULT_SECONDS * len(FAULTS)
 
@@ -88,7 +88,7 @@ class Verification:
         self._lambda = stack.client("lambda", Config(max_pool_connections=32))
 
     def run(self) -> dict[str, Any]:
-        """Drive, break, mend, wait, and count."""
+        """Drive, break, repair, wait, and count."""
         works = (self._break, self._kill, self._redeploy)
         breaking = [threading.Thread(target=work, daemon=True) for work in works]
         for thread in breaking:
@@ -100,7 +100,7 @@ class Verification:
         for thread in breaking:
             thread.join()
         self._fault({"kind": "none"})
-        self._say(f"{len(self._accepted)} sessions accepted in {driven:.0f} s; all is well again …")
+        self._say(f"{len(self._accepted)} sessions accepted in {driven:.0f} s; all is repaired …")
         drained = self._drain()
         return self._count_all() | {"drivenSeconds": round(driven), "drainSeconds": round(drained)}
 
@@ -148,7 +148,7 @@ class Verification:
         taken: set[int],
         session: dict[str, str],
     ) -> None:
-        """Call as a backend would, which tries again when it is told to or gets no answer."""
+        """Call as a backend would: try again on 503, and when there is no answer."""
         patience = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < patience:
             if self._call(method, path, body) in taken:
@@ -333,12 +333,12 @@ _ROWS = {
     "rejected": "rejected",
     "expired": "expired",
     "lost": "lost (must be 0)",
-    "notDrained": "still to do after the wait (must be 0)",
+    "notDrained": "still open after the wait (must be 0)",
     "kills": "function processes killed",
-    "redriven": "dead letters redriven",
+    "redriven": "dead-letter messages redriven",
     "sentTwice": "sent twice",
     "sentTwiceBound": "  at most (kills · threads · batch)",
-    "sentAgainUnheard": "sent again: Elevate's answer was lost",
+    "sentAgainUnheard": "sent again because the answer was lost",
     "drivenSeconds": "seconds of load and faults",
     "drainSeconds": "seconds to drain after recovery",
 }
@@ -348,7 +348,7 @@ def main() -> int:
     """Verify, print the table, and return the exit status."""
     parser = argparse.ArgumentParser(description="Show that no accepted session is lost.")
     parser.add_argument("sessions", type=int, nargs="?", default=2000)
-    parser.add_argument("--folder", default="verify", help="below .local/")
+    parser.add_argument("--folder", default="verify", help="folder below .local/")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
     options = parser.parse_args()
     say = (lambda text: None) if options.json else (lambda text: print(text, flush=True))

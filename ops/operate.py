@@ -29,7 +29,7 @@ STATES = ("open", "retrying", "rejected", "ended", "expired")
 
 
 class _Group(click.Group):
-    """Turns AWS's errors into one clear line and exit status 1."""
+    """Turn AWS's errors into one clear line and exit status 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -40,7 +40,7 @@ class _Group(click.Group):
 
 @dataclass(frozen=True)
 class Operator:
-    """Who runs a command: on which stack, and how answers are to look."""
+    """The stack that a command acts on, and how it prints its answer."""
 
     where: tuple[str | None, str | None, str | None, str]
     as_json: bool
@@ -50,26 +50,26 @@ class Operator:
         """Return the stack."""
         return Target(*self.where)
 
-    def tell(self, value: dict[str, Any], text: Any) -> None:
-        """Print an answer: as JSON if that was asked for, else as text or table."""
+    def show(self, value: dict[str, Any], text: Any) -> None:
+        """Print an answer: as JSON with --json, else as text or a table."""
         if self.as_json:
             click.echo(json.dumps(value))
         else:
-            # What Elevate said is shown as it is.
+            # Elevate's texts are printed as they are, not as markup.
             Console(markup=False, emoji=False).print(text)
 
     def busy(self, text: str) -> AbstractContextManager[Any]:
-        """Show that something takes its time."""
+        """Show that a command is working."""
         return Console(stderr=True).status(text)
 
 
 @click.group(cls=_Group)
 def cli() -> None:
-    """See and act at night. Every command says what it did; the exit status is 0 if it worked."""
+    """Inspect and repair a stack. Each command says what it did, and exits with 0 if it worked."""
 
 
 def command(do: Callable[..., None]) -> click.Command:
-    """Make a function a command, with the options that all have."""
+    """Make a function a command with the options that all commands have."""
 
     @functools.wraps(do)
     def run(
@@ -85,10 +85,10 @@ def command(do: Callable[..., None]) -> click.Command:
     decorated: Callable[..., None] = run
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option("--folder", default=".local", help="Where the embedded stack runs."),
-        click.option("--region", help="AWS region."),
-        click.option("--profile", help="AWS profile."),
-        click.option("--stack", help="Name of a stack in AWS; without it, the embedded one."),
+        click.option("--folder", default=".local", help="Folder of the embedded stack."),
+        click.option("--region", help="AWS region of the stack."),
+        click.option("--profile", help="AWS profile to use."),
+        click.option("--stack", help="Name of a stack in AWS. Default: the embedded one."),
     ):
         decorated = option(decorated)
     return cli.command(do.__name__.replace("_", "-"))(decorated)
@@ -96,7 +96,7 @@ def command(do: Callable[..., None]) -> click.Command:
 
 @command
 def status(operator: Operator) -> None:
-    """Show sessions by state, what is due, how late it is, and dead letters. Reads the table."""
+    """Show sessions by state, what is due, and dead-letter messages. Reads the whole table."""
     target = operator.target
     table = target.outputs["TableName"]
     dynamodb = target.client("dynamodb")
@@ -120,30 +120,30 @@ def status(operator: Operator) -> None:
             ):
                 due += len(page["Items"])
                 oldest = min([oldest, *(int(item["dueAt"]["N"]) for item in page["Items"])])
-        letters = {name: waiting(target, output) for name, output in QUEUES.items()}
+        dead = {name: waiting(target, output) for name, output in QUEUES.items()}
     found = {
         "states": dict(states),
         "due": due,
         "lagSeconds": now - oldest,
-        "deadLetters": letters,
+        "deadLetters": dead,
     }
     shown = Table("what", "how many")
     for state in dict.fromkeys((*STATES, *sorted(states))):
         shown.add_row(state, str(states.get(state, 0)))
     shown.add_section()
     shown.add_row("due now", str(due))
-    shown.add_row("oldest is late by", f"{now - oldest} s")
+    shown.add_row("oldest due for", f"{now - oldest} s")
     shown.add_section()
-    for name, count in letters.items():
-        shown.add_row(f"dead letters: {name}", str(count))
-    operator.tell(found, shown)
+    for name, count in dead.items():
+        shown.add_row(f"dead-letter messages: {name}", str(count))
+    operator.show(found, shown)
 
 
 @command
 @click.argument("key")
 @click.option("--hours", default=24, help="How far back to look in the logs.")
 def session(operator: Operator, key: str, hours: int) -> None:
-    """Show a session's state in the registry, and its lines in the logs."""
+    """Show a session's state in the registry and its lines in the logs."""
     target = operator.target
     answer = target.client("dynamodb").query(
         TableName=target.outputs["TableName"],
@@ -152,7 +152,7 @@ def session(operator: Operator, key: str, hours: int) -> None:
     )
     hidden = {"sessionKey", "customerKey", "lease"}
     rows = [
-        {name: next(iter(value.values())) for name, value in item.items() if name not in hidden}
+        {name: _plain(value) for name, value in item.items() if name not in hidden}
         for item in answer["Items"]
     ]
     with operator.busy("Reading the logs …"):
@@ -164,14 +164,20 @@ def session(operator: Operator, key: str, hours: int) -> None:
     shown = Table("registry", "")
     for row in rows:
         for name, value in sorted(row.items()):
-            moment = int(value) if name.endswith(("At", "Until")) and int(value) else None
+            moment = int(value or 0) if name.endswith(("At", "Until")) else 0
             at = f" ({datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S} UTC)" if moment else ""
-            shown.add_row(name, f"{value}{at}")
+            shown.add_row(name, "" if value is None else f"{value}{at}")
         shown.add_section()
-    operator.tell({"rows": rows, "log": lines}, shown)
+    operator.show({"rows": rows, "log": lines}, shown)
     if not operator.as_json:
         for line in lines:
             click.echo(readable(line.pop("function"), json.dumps(line)))
+
+
+def _plain(value: dict[str, Any]) -> Any:
+    """Return a value of DynamoDB's without its type."""
+    ((kind, plain),) = value.items()
+    return None if kind == "NULL" else plain
 
 
 def _history(target: Target, session_hash: str, hours: int) -> Iterator[dict[str, Any]]:
@@ -191,9 +197,9 @@ def _history(target: Target, session_hash: str, hours: int) -> Iterator[dict[str
 
 @command
 @click.argument("key", required=False)
-@click.option("--customer", help="All sessions of this customerKey instead (reads the table).")
+@click.option("--customer", help="Delete all sessions of this customerKey. Reads the whole table.")
 def forget(operator: Operator, key: str | None, customer: str | None) -> None:
-    """Delete what the registry holds of a session, in all markets. Its end is not sent any more."""
+    """Delete a session from the registry, in all markets. Its end will not be sent."""
     if (key is None) == (customer is None):
         raise click.UsageError("Give the session's key, or --customer.")
     target = operator.target
@@ -215,34 +221,34 @@ def forget(operator: Operator, key: str | None, customer: str | None) -> None:
                 markets.append(item["market"]["S"])
     if not markets:
         raise click.ClickException("The registry holds no such session.")
-    told = f"Forgotten in {', '.join(markets)}. Dead letters may hold it for 14 days at most."
-    operator.tell({"forgotten": markets}, told)
+    text = f"Deleted in {', '.join(markets)}. Dead-letter messages may hold it for up to 14 days."
+    operator.show({"forgotten": markets}, text)
 
 
 @command
 def sweep(operator: Operator) -> None:
     """Sweep now, without waiting for the schedule."""
     operator.target.put_event({})
-    operator.tell({"asked": True}, "A sweep was asked for; `tail` shows it.")
+    operator.show({"asked": True}, "A sweep was requested. `tail` shows it.")
 
 
 @command
 @click.option("--market", help="Only sessions of this market.")
 def retry_rejected(operator: Operator, market: str | None) -> None:
-    """Make rejected sessions due again, once the reason is mended."""
+    """Make rejected sessions due again. Fix first what they were rejected for."""
     operator.target.put_event({"retry": "rejected"} | ({"market": market} if market else {}))
-    operator.tell({"asked": True}, "Rejected sessions become due again within a minute.")
+    operator.show({"asked": True}, "Rejected sessions will be due again within a minute.")
 
 
 @command
 def redrive(operator: Operator) -> None:
-    """Give dead letters to their functions once more; each goes back if it fails again."""
+    """Send dead-letter messages to their functions again. Those that fail again come back."""
     done, left = redrive_all(operator.target)
-    shown = ", ".join(f"{count} {name}" for name, count in done.items()) or "There were none."
-    operator.tell({"redriven": dict(done), "unreadable": dict(left)}, f"Redriven: {shown}")
+    shown = ", ".join(f"{count} {name}" for name, count in done.items()) or "nothing"
+    operator.show({"redriven": dict(done), "unreadable": dict(left)}, f"Redriven: {shown}.")
     if left:
         shown = ", ".join(f"{count} {name}" for name, count in left.items())
-        raise click.ClickException(f"Left in their queues, for they are no events: {shown}")
+        raise click.ClickException(f"Left in their queues, because they are not events: {shown}")
 
 
 @command
@@ -257,8 +263,8 @@ def tail(operator: Operator) -> None:
 @command
 @click.argument("key")
 def session_hash(operator: Operator, key: str) -> None:
-    """Print what stands for a key in the logs."""
-    operator.tell({"hash": hashed(key)}, hashed(key))
+    """Print the hash that stands for a key in the logs."""
+    operator.show({"hash": hashed(key)}, hashed(key))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Send dead-letter messages to their functions once more."""
+"""Send dead-letter messages to their functions again."""
 
 import json
 import uuid
@@ -16,7 +16,7 @@ QUEUES = {
     "missed sweeps": "MissedSweepsUrl",
 }
 
-# How long (seconds) a message that was read stays out of sight while others are redriven.
+# How long (seconds) a message that was read stays hidden while others are redriven.
 _HIDDEN = 600
 
 
@@ -29,9 +29,9 @@ def waiting(target: Target, output: str) -> int:
 
 
 def redrive_all(target: Target) -> tuple[Counter[str], Counter[str]]:
-    """Give each dead letter to its function again.
+    """Send each dead-letter message to its function again.
 
-    Returns how many of which queue, and how many were left because they cannot be read.
+    Returns how many of each queue were sent, and how many were left because they cannot be read.
     """
     sqs, screen = target.client("sqs"), Console(stderr=True)
     done: Counter[str] = Counter()
@@ -45,9 +45,9 @@ def redrive_all(target: Target) -> tuple[Counter[str], Counter[str]]:
                     QueueUrl=queue,
                     MaxNumberOfMessages=1,
                     MessageAttributeNames=["All"],
-                    # A short poll asks a few of a queue's servers only.
+                    # A short poll asks only a few of a queue's servers.
                     WaitTimeSeconds=0 if target.is_embedded else 5,
-                    # What is left shall not come again before all have come.
+                    # A message that is left must not come again before all others have come.
                     VisibilityTimeout=_HIDDEN,
                 )
                 for message in received.get("Messages", []):
@@ -69,16 +69,12 @@ def redrive_all(target: Target) -> tuple[Counter[str], Counter[str]]:
 
 
 def _addressee(target: Target, output: str, message: dict[str, Any]) -> tuple[str, Any]:
-    """Return the function that a dead letter was meant for, and the event it shall get."""
+    """Return the function that a dead-letter message was meant for, and the event to send it."""
     body = json.loads(message["Body"])
     if output == "FailedEventsUrl":  # Lambda's own record around the event
         name = body["requestContext"]["functionArn"].split(":")[6]
         return target.functions[target.functions.index(name)], body["requestPayload"]
     if output == "UndeliveredEventsUrl":
-        names = {
-            "Session Ended": "EndFunctionName",
-            "Session Active": "TrackFunctionName",
-            "Session Sweep": "SweepFunctionName",
-        }
-        return target.outputs[names[body["detail-type"]]], body
+        names = {"Session Ended": "EndFunctionName", "Session Sweep": "SweepFunctionName"}
+        return target.outputs[names.get(body["detail-type"], "TrackFunctionName")], body
     return target.outputs["SweepFunctionName"], {"id": str(uuid.uuid4())} | body

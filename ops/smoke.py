@@ -1,4 +1,4 @@
-"""`make smoke`: does a deployed stack work? Ends two sessions that nobody has, and looks around."""
+"""`make smoke`: does a deployed stack work? Ends two made-up sessions and checks the rest."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ from sessions.telemetry import hashed
 
 
 class Smoke:
-    """A stack, tried. Each public method is a check: it returns what it saw, or raises."""
+    """Checks of a stack. Each public method is one: it returns what it saw, or raises."""
 
     def __init__(self, target: Target, profile: str | None, market: str | None) -> None:
         self._target = target
@@ -102,7 +102,7 @@ class Smoke:
         return str(self._call("GET", path).json()["sessions"][0]["state"])
 
     def _logged(self, function: str, text: str) -> str:
-        """Return a function's line of the last three minutes that holds a text, or nothing."""
+        """Return a function's log line of the last three minutes that holds a text, or nothing."""
         group = next(g for g in self._target.log_groups if g.endswith(f"-{function}"))
         pages = self._target.client("logs").get_paginator("filter_log_events")
         since = int((time.time() - 180) * 1000)
@@ -129,9 +129,9 @@ def wait_for(found: Callable[[], str | bool], what: str, seconds: float = 60) ->
 
 
 @command
-@click.option("--market", help="Where to end sessions; by default the first of Markets, or UK.")
+@click.option("--market", help="Market to end sessions in. Default: the first of Markets, or UK.")
 def smoke(operator: Operator, market: str | None) -> None:
-    """Check that a stack works: two sessions that nobody has are ended at Elevate."""
+    """Check that a stack works. Two made-up sessions are ended at Elevate."""
     stack, failed = Smoke(operator.target, operator.where[1], market), 0
     for name, check in [(n, c) for n, c in vars(Smoke).items() if not n.startswith("_")]:
         try:

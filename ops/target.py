@@ -17,7 +17,7 @@ from botocore.exceptions import (
 
 from local.stack import ROOT
 
-# How often the logs are asked for news (seconds): CloudWatch takes few such calls a second.
+# How often (seconds) the logs are polled: CloudWatch allows few such calls a second.
 _POLL, _POLL_AWS = 0.5, 2.0
 
 _NO_STACK = "No stack runs here. Start one with `make run`, or name one with --stack."
@@ -32,18 +32,18 @@ class Target:
         if stack:
             self._session = boto3.Session(profile_name=profile, region_name=region)
             self._endpoint, self._config = None, None
-            # The alias that all traffic goes to; retries and dead letters are set for it alone.
+            # All traffic goes to this alias, and only it has retries and a dead-letter queue.
             self._alias = ":live"
             self.poll = _POLL_AWS
         else:
             if profile or region:
-                raise click.UsageError("--profile and --region go with --stack.")
+                raise click.UsageError("--profile and --region need --stack.")
             embedded = ROOT / folder / "stack.json"
             if not embedded.exists():
                 raise click.ClickException(_NO_STACK)
             info = json.loads(embedded.read_text())
             stack, self._endpoint = info["stackName"], info["awsEndpointUrl"]
-            # It is here or it is not.
+            # It answers at once, or it does not run.
             self._config = Config(retries={"total_max_attempts": 1})
             # MiniStack forgets them where a version is called.
             self._alias = ""
@@ -62,7 +62,7 @@ class Target:
             raise
         self.outputs = {o["OutputKey"]: o["OutputValue"] for o in described.get("Outputs", [])}
         if "TableName" not in self.outputs:
-            raise click.ClickException(f"The stack {stack} is not one of this service.")
+            raise click.ClickException(f"{stack} is not a stack of this service.")
 
     def client(self, service: str) -> Any:
         """Return a client of a service."""

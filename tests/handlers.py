@@ -1,4 +1,4 @@
-"""Hands for the tests of the entrances: samples, a Lambda context, an application."""
+"""Helpers for the tests of the entrances: samples, a Lambda context, an application."""
 
 import json
 import time

@@ -4,6 +4,7 @@ import base64
 import json
 import time
 from typing import Any
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 import pytest
 
@@ -38,8 +39,41 @@ def test_an_unavailable_elevate_answers_202_with_a_place_to_look(elevate: FakeEl
     elevate.statuses = [503]
     answer = call(sample("api_end"))
     assert answer["statusCode"] == 202
-    location = "/sessions/b106299c-eac0-4f6f-96d2-93e57c255784?market=UK"
+    location = "../sessions/b106299c-eac0-4f6f-96d2-93e57c255784?market=UK"
     assert answer["headers"]["Location"] == location
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "https://id.execute-api.eu-west-1.amazonaws.com/api",
+        "https://sessions.shop.example",  # a custom domain
+        "https://api.shop.example/base/path",
+        "http://127.0.0.1:4566/_aws/execute-api/id/api",
+    ],
+)
+def test_the_place_to_look_is_where_url_rules_lead_whatever_the_key_and_the_base(
+    base: str, elevate: FakeElevate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELEVATE_API", "storefront-v3")
+    monkeypatch.setenv("MARKETS", "")
+    forget()
+    elevate.statuses = [503]
+    for key in ("b106299c-eac0-4f6f-96d2-93e57c255784", "a/b:c?d#e%2F/../é", "//other.example"):
+        answer = call(with_body("api_end", sessionKey=key, market="A&B/ü"))
+        place = urlsplit(urljoin(f"{base}/sessions/end", answer["headers"]["Location"]))
+        path = f"{place.scheme}://{place.netloc}{place.path}"
+        name = path.removeprefix(f"{base}/sessions/")
+        assert "/" not in name
+        market = parse_qs(place.query, strict_parsing=True)
+        looked = sample(
+            "api_status",
+            pathParameters={"sessionKey": name},
+            multiValueQueryStringParameters=market,
+        )
+        status = track.handle(looked, Context())
+        assert status is not None
+        assert status["statusCode"] == 200
 
 
 def test_a_rejection_answers_422(elevate: FakeElevate) -> None:

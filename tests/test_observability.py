@@ -129,6 +129,7 @@ def world(
     with faulty_dynamodb(aws) as dynamo:
         monkeypatch.setenv("AWS_ENDPOINT_URL", dynamo.url)
         monkeypatch.setenv("ELEVATE_READ_TIMEOUT", "0.25")
+        monkeypatch.setenv("POWERTOOLS_LOG_LEVEL", "DEBUG")
         forget()
         yield World(shared.application(), elevate, dynamo)
 
@@ -155,6 +156,8 @@ def all_that_happens(
     over = world.session()
     world.event(end, "session_ended", over)
     world.event(track, "session_active", over)  # too late
+    world.event(end, "session_ended", over)  # once more
+    track.handle(sample("session_active", **{"detail-type": "Session Lost"}), Context())
     world.event(end, "session_ended", world.session(), world.session(), seconds=1)  # written down
     for name, prefix in (("api_elevate_v2", "esales."), ("api_elevate_storefront_v3", "")):
         for market in ("UK", world.key()):
@@ -231,7 +234,9 @@ def test_every_line_is_as_documented_and_every_documented_field_is_written(
 
 def test_levels_say_who_must_act(all_that_happens: World, log: Log) -> None:
     found = {
-        (line["message"], line.get("outcome", line.get("source")), line["level"]) for line in log()
+        (line["message"], line.get("outcome", line.get("source")), line["level"])
+        for line in log()
+        if line["level"] != "DEBUG"
     }
     tried_again = {
         ("notification", "unavailable", "WARNING"),
@@ -243,6 +248,7 @@ def test_levels_say_who_must_act(all_that_happens: World, log: Log) -> None:
         ("refused", "event", "ERROR"),  # a dead letter
         ("refused", "sweep", "ERROR"),
         ("crashed", None, "ERROR"),
+        ("unknown event", None, "ERROR"),
     }
     normal = {
         ("notification", "delivered", "INFO"),
@@ -268,6 +274,30 @@ def test_the_log_level_is_the_one_that_was_set_whatever_lambda_sets(
     assert json.loads(metrics)["Invalid"] == [1.0]
 
 
+def test_what_had_nothing_to_send_leaves_a_trace_for_who_asks_for_it(
+    world: World, log: Log
+) -> None:
+    world.due()
+    world.end()
+    call = sample("api_end", body=json.dumps(session := world.session()))
+    world.call(end, call)
+    world.call(end, call)
+    world.reopen()
+    world.event(track, "session_active", session)
+    traces = [line for line in log() if line["level"] == "DEBUG"]
+    assert [(line["message"], line["result"]) for line in traces] == [
+        ("track", "tracked"),
+        ("repeated end", "over"),
+        ("track", "tracked"),
+        ("track", "reopened"),
+        ("track", "over"),
+    ]
+    assert traces[1]["session"] == traces[-1]["session"] == hashed(session["sessionKey"])
+    forget()
+    Telemetry("INFO").tracked("tracked", Session("UK", world.key(), world.key()))
+    assert [line for line in log() if line["level"] == "DEBUG"] == traces
+
+
 def test_a_correlation_id_goes_from_call_event_tick_and_hand_over_to_the_notification(
     world: World, log: Log
 ) -> None:
@@ -280,7 +310,7 @@ def test_a_correlation_id_goes_from_call_event_tick_and_hand_over_to_the_notific
     sweep.handle(sample("session_sweep", detail=handed_over), Context())
     called = sample("api_end")["requestContext"]["requestId"]
     event, tick = sample("session_ended")["id"], Context.aws_request_id
-    found = [line["correlation_id"] for line in log()]
+    found = [line["correlation_id"] for line in log() if line["level"] != "DEBUG"]
     assert found == [called, event, tick, tick, "tick of an hour ago", "tick of an hour ago"]
 
 

@@ -12,6 +12,7 @@ import pytest
 from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
 
+from handler.elevate_routes import ROUTES
 from local.interface import BY_DEFAULT, interface, main, page
 from sessions.dialects import DIALECTS
 from sessions.schemas import Validator, session_schema
@@ -88,6 +89,15 @@ def test_browsers_are_let_in_only_where_an_origin_is_set() -> None:
             assert (told in answer["responseParameters"]) is header
 
 
+def test_every_operation_is_in_a_group() -> None:
+    groups = {path: o["tags"] for _, path, o in operations()}
+    assert set(groups) == set(API["paths"])
+    assert {path for path, tags in groups.items() if tags == ["Elevate routes"]} == set(ROUTES)
+    assert {path for path, tags in groups.items() if tags == ["Sessions"]} == set(groups) - set(
+        ROUTES
+    )
+
+
 def test_the_page_shows_the_interface_and_fetches_nothing() -> None:
     written = page()
     for _, _, operation in operations():
@@ -105,6 +115,7 @@ def test_make_docs_writes_the_page_and_plain_openapi_beside_it(
     folder = ROOT / ".local" / "docs"
     assert (folder / "index.html").read_text() == page()
     plain = (folder / "openapi.json").read_text()
+    assert json.loads(plain)["servers"][0]["url"].endswith("/api")
     assert "x-amazon-" not in plain
     assert "Fn::" not in plain
     validate(json.loads(plain))

@@ -21,11 +21,11 @@ from local.stack import StackError
         ({"MARKETS": "x" * 71}, "give at most 70 characters."),
         (
             {"MAKEFLAGS": " -- MARKET=UK"},
-            "MARKET is not known to `make run`: did you mean MARK",
+            "`make run` does not know MARKET: did you mean MARK",
         ),
         (
             {"MAKEFLAGS": "w -- QQ=1 PORT=1"},
-            "QQ is not known to `make run`: there are ELEV",
+            "`make run` does not know QQ: there are ELEV",
         ),
     ],
 )

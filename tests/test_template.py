@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from local.interface import interface
+from local.reference import PAGE, parameters_page
 from registry_table import template
 from sessions.session import LEASE_SECONDS, MAX_SHARDS
 from sessions.settings import Settings
@@ -62,6 +63,27 @@ def test_each_function_has_its_own_file_role_and_log_group_with_retention() -> N
         assert (ROOT / "src" / f"{module}.py").exists()
         group = RESOURCES[function["LoggingConfig"]["LogGroup"]]
         assert group["Properties"]["RetentionInDays"] == "LogRetentionDays"
+
+
+def test_lambda_lets_through_what_the_log_level_asks_for() -> None:
+    """Lambda drops JSON lines below a level of its own, which is INFO by default."""
+    assert CONDITIONS["IsDebugged"] == ["LogLevel", "DEBUG"]
+    made = translated()
+    for name, function in FUNCTIONS.items():
+        logging = made[name]["Properties"]["LoggingConfig"]
+        assert logging["ApplicationLogLevel"] == {"Fn::If": ["IsDebugged", "DEBUG", "INFO"]}
+        assert set(function["LoggingConfig"]) < set(logging)
+
+
+def test_an_event_of_any_kind_has_a_rule() -> None:
+    patterns = [
+        event["Properties"]["Pattern"]["detail-type"][0]
+        for function in FUNCTIONS.values()
+        for event in function["Events"].values()
+        if event["Type"] == "EventBridgeRule"
+    ]
+    (others,) = [pattern for pattern in patterns if isinstance(pattern, dict)]
+    assert sorted(others["anything-but"]) == sorted(p for p in patterns if isinstance(p, str))
 
 
 def test_every_way_to_a_function_has_a_dead_letter_queue() -> None:
@@ -155,8 +177,8 @@ def test_the_dashboards_link_leads_to_the_partitions_console(partition: str, con
     assert host == console
 
 
-def test_nobody_opens_the_door_without_naming_the_browsers() -> None:
-    rule = template()["Rules"]["NobodyUnasked"]
+def test_open_ends_need_an_origin() -> None:
+    rule = template()["Rules"]["OpenEndsNeedOrigin"]
     assert rule["RuleCondition"] == ["ApiAuth", "NONE"]
     assert rule["Assertions"][0]["Assert"] == [["CorsOrigin", ""]]
     origin = re.compile(PARAMETERS["CorsOrigin"]["AllowedPattern"])
@@ -211,10 +233,20 @@ def test_parameters_explain_themselves() -> None:
         assert "Default" in parameter, name
 
 
-def test_every_parameter_is_in_the_readme() -> None:
+def test_the_page_of_parameters_is_what_make_docs_writes() -> None:
+    assert PAGE.read_text() == parameters_page()
+
+
+def test_every_parameter_is_in_one_group() -> None:
+    groups = template()["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+    assert sorted(name for group in groups for name in group["Parameters"]) == sorted(PARAMETERS)
+
+
+def test_the_readme_names_ten_parameters_with_their_defaults() -> None:
     readme = (ROOT / "README.md").read_text()
-    missing = [name for name in PARAMETERS if f"`{name}`" not in readme]
-    assert missing == []
+    rows = re.findall(r"^\| `([A-Z]\w+)` \| (?:`(.+?)`)? ?\|", readme, re.MULTILINE)
+    assert len(rows) == 10
+    assert {name: str(PARAMETERS[name]["Default"]) for name, _ in rows} == dict(rows)
 
 
 def test_every_operation_of_the_api_is_in_the_readme() -> None:

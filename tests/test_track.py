@@ -98,6 +98,30 @@ def test_a_late_sign_of_life_of_a_session_that_is_over_is_counted(
     assert '"TrackedTooLate":[1.0]' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("Session ended", "Session ended"),
+        ("Beställning\n\x1b[31m {}", "Best?llning???31m ??"),
+        ("x" * 500, "x" * 64),
+        (None, "None"),
+        ([], "??"),
+    ],
+)
+def test_an_event_of_another_kind_is_logged_and_counted_and_that_is_all(
+    given: Any, shown: str, log: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    track.handle(sample("session_active", **{"detail-type": given}), Context())
+    (line,) = log()
+    assert (line["message"], line["level"], line["detail_type"]) == (
+        "unknown event",
+        "ERROR",
+        shown,
+    )
+    assert '"Invalid":[1.0]' in capsys.readouterr().out
+    assert call(sample("api_status"))["statusCode"] == 404
+
+
 @pytest.mark.parametrize("moment", [None, "soon", 7, "9999-12-31T23:59:59Z"])
 def test_an_event_without_a_usable_time_happened_now(moment: Any) -> None:
     assert abs(happened_at({"time": moment}) - time.time()) < 5

@@ -32,7 +32,8 @@ def _end_one(event: dict[str, Any]) -> Answer:
             return answer(HTTPStatus.NO_CONTENT)
         case "kept":
             key, market = quote(session.session_key, safe=""), quote(session.market, safe="")
-            location = {"Location": f"/sessions/{key}?market={market}"}
+            # Relative, so that it leads there below any stage, base path or proxy.
+            location = {"Location": f"../sessions/{key}?market={market}"}
             return answer(HTTPStatus.ACCEPTED, headers=location)
         case "rejected":
             raise rejected(HTTPStatus.UNPROCESSABLE_ENTITY, end.status, end.reason)

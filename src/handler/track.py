@@ -15,12 +15,14 @@ from handler.events import consume, demand_all, happened_at, until_of, valid
 from handler.http import Answer, Problem, answer, json_body, method, path_key, query, respond
 from sessions.session import Activity, FieldError, InvalidPayload, Status, session_from
 
+_ACTIVE = "Session Active"
+
 
 def handle(event: Any, context: Any) -> Answer | None:
     """Serve one API call or one event."""
     if method(event):
         return respond(event, _status if method(event) == "GET" else _track_one)
-    consume(event, context, lambda event: _track_all(event, context))
+    consume(event, context, lambda event: _take(event, context))
     return None
 
 
@@ -50,6 +52,15 @@ def _status(event: dict[str, Any]) -> Answer:
     if not states:
         raise Problem(HTTPStatus.NOT_FOUND, "unknown-session", "This session is not known.")
     return answer(HTTPStatus.OK, {"sessions": [_shown(state) for state in states]})
+
+
+def _take(event: dict[str, Any], context: Any) -> None:
+    """Track an event's sessions. The bus also sends here what no other rule takes."""
+    detail_type = event.get("detail-type", _ACTIVE)
+    if detail_type == _ACTIVE:
+        _track_all(event, context)
+    else:
+        application().telemetry.unknown(detail_type)
 
 
 def _track_all(event: dict[str, Any], context: Any) -> None:

@@ -76,8 +76,7 @@ class Ending:
     def track(self, activity: Activity) -> Literal["tracked", "reopened", "over"]:
         """Note that a session is alive; see Registry.track. Raises RegistryUnavailable."""
         tracked = self._registry.track(activity)
-        if tracked != "tracked":
-            self._telemetry.count("Reopened" if tracked == "reopened" else "TrackedTooLate")
+        self._telemetry.tracked(tracked, activity.session)
         return tracked
 
     def track_all(self, activities: Sequence[Activity], until: float) -> list[Tracked]:
@@ -111,10 +110,9 @@ class Ending:
         except (RegistryUnavailable, UnreadableRow) as error:
             self._telemetry.registry_failed("claim", error, session)
             return self._end_unclaimed(session, source)
-        if claim == "over":
-            return End("over")
-        if claim == "in flight":
-            return End("kept")
+        if claim == "over" or claim == "in flight":
+            self._telemetry.repeated(claim, session, source)
+            return End("over" if claim == "over" else "kept")
         if is_past(claim.row, self._clock(), self._settings):
             settle(self._registry, self._telemetry, [(claim, Settlement("expired"))])
             self._telemetry.expired([claim.row], source)

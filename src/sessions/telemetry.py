@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import logging
+import re
 import threading
 import traceback
 from collections import Counter
@@ -14,6 +15,9 @@ from aws_lambda_powertools.metrics import MetricUnit
 
 from sessions.session import FieldError, Outcome, Row, Session, Source
 
+# What is shown of a name that may be anything.
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ._:/-]")
+
 
 def hashed(key: str | None) -> str | None:
     """Return what stands for a key in logs: the first 16 hex digits of its SHA-256."""
@@ -23,8 +27,8 @@ def hashed(key: str | None) -> str | None:
 class Telemetry:
     """One structured line per outcome, when it happens, and an invocation's counts as metrics.
 
-    Levels: INFO normal, WARNING it will be tried again, ERROR someone must act. Safe to share
-    between threads; `begin` and `flush` frame an invocation.
+    Levels: DEBUG nothing had to be sent, INFO normal, WARNING it will be tried again, ERROR someone
+    must act. Safe to share between threads; `begin` and `flush` frame an invocation.
     """
 
     def __init__(self, level: str = "INFO") -> None:
@@ -60,6 +64,16 @@ class Telemetry:
             with self._lock:
                 self._sent.append((outcome.latency_ms, attempt))
 
+    def tracked(self, result: str, session: Session) -> None:
+        """Write the line of one track: `tracked`, `reopened`, or `over` when it came too late."""
+        self._write(self._logger.debug, "track", session, result=result)
+        if result != "tracked":
+            self.count("Reopened" if result == "reopened" else "TrackedTooLate")
+
+    def repeated(self, result: str, session: Session, source: Source) -> None:
+        """Write the line of an end that sends nothing: the session is `over`, or `in flight`."""
+        self._write(self._logger.debug, "repeated end", session, result=result, source=source)
+
     def expired(self, rows: Iterable[Row], source: Source) -> None:
         """Write a line for each session that Elevate must have ended itself."""
         for row in rows:
@@ -90,6 +104,12 @@ class Telemetry:
         """
         log = self._logger.info if source == "api" else self._logger.error
         self._write(log, "refused", errors=errors, source=source)
+        self.count("Invalid")
+
+    def unknown(self, detail_type: object) -> None:
+        """Write the line of an event of a kind that there is not; its name may be anything."""
+        name = _NOT_PLAIN.sub("?", str(detail_type))[:64]
+        self._write(self._logger.error, "unknown event", detail_type=name)
         self.count("Invalid")
 
     def crashed(self, error: BaseException) -> None:

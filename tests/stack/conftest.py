@@ -1,4 +1,4 @@
-"""The deployed stack, once for all tests here, and hands to use it with."""
+"""The deployed stack, once for all tests here, and helpers to use it."""
 
 import json
 import os
@@ -92,7 +92,7 @@ class Deployed:
         assert self._events.put_events(Entries=[entry])["FailedEntryCount"] == 0
 
     def invoke(self, function: str, event: Any) -> None:
-        """Invoke asynchronously: with retries and dead letters, which the emulator's rules lack."""
+        """Invoke asynchronously, with the retries and dead-letter queue that rules lack here."""
         self.lambda_.invoke(
             FunctionName=self.info["functions"][function],
             InvocationType="Event",

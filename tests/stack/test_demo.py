@@ -44,4 +44,4 @@ def test_a_story_that_goes_another_way_fails(deployed: Deployed, tmp_path: Path)
     told = demo(tmp_path)
     assert told.returncode == 1
     assert "answers 403" in told.stdout
-    assert "not how it should go: 202 was expected" in told.stderr
+    assert "went wrong: 202 was expected" in told.stderr

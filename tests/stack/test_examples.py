@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import uuid
@@ -15,7 +14,6 @@ import pytest
 import urllib3
 
 from clients import COMMANDS, EXAMPLES, Client, need
-from local.stack import ROOT
 from put_events import put
 from stack.conftest import Deployed, new_session, wait_for
 
@@ -213,14 +211,3 @@ def test_each_kind_of_event_by_its_script(
             ("Session Sweep", {}),
             ("Session Sweep", {"retry": "rejected", "market": "UK"}),
         ]
-
-
-def test_the_readmes_lines_for_the_embedded_stack(deployed: Deployed) -> None:
-    readme = (EXAMPLES / "README.md").read_text()
-    (lines,) = re.findall(r"```sh\n(stack\(\).*?)```", readme, re.DOTALL)
-    folder = str(deployed.stack.folder.relative_to(ROOT))
-    script = lines.replace(".local/", f"{folder}/")
-    environment = {"PATH": os.environ["PATH"]}
-    subprocess.run(["/bin/sh", "-ec", script], cwd=ROOT, env=environment, check=True, timeout=60)
-    (key,) = re.findall(r" SESSION=(\S+-\S+)", lines)
-    wait_for(lambda: deployed.received({"sessionKey": key}))

@@ -3,7 +3,7 @@
 import uuid
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urljoin
 
 import pytest
 
@@ -56,8 +56,9 @@ def test_an_end_that_elevate_cannot_take_is_kept_and_delivered_later(deployed: D
     deployed.fault("busy", retryAfter=1)
     answer = deployed.end(session)
     assert answer.status == 202
-    assert answer.headers["Location"] == f"/sessions/{session['sessionKey']}?market=UK"
-    status = deployed.call("GET", answer.headers["Location"]).json["sessions"][0]
+    url = deployed.info["apiUrl"]
+    location = urljoin(f"{url}/sessions/end", answer.headers["Location"])
+    status = deployed.call("GET", location.removeprefix(url)).json["sessions"][0]
     assert (status["state"], status["attempts"], status["lastStatus"]) == ("retrying", 1, 503)
     deployed.fault("none")
 
@@ -209,6 +210,21 @@ def test_strangers_get_nothing(deployed: Deployed) -> None:
         answer = deployed.call("POST", "/sessions/end", session, headers=headers)
         assert answer.status == 403
     assert deployed.received(session) == []
+
+
+def test_an_event_of_an_unknown_kind_does_not_vanish(deployed: Deployed) -> None:
+    kind, session = f"Session ended {uuid.uuid4()}", new_session()
+    deployed.put_event(kind, session)
+    wait_for(
+        lambda: [
+            line for line in deployed.log_lines("unknown event") if line["detail_type"] == kind
+        ]
+    )
+    assert deployed.received(session) == []
+    # The kinds that there are do not come this way.
+    deployed.put_event("Session Ended", session)
+    wait_for(lambda: deployed.received(session))
+    assert {line["detail_type"] for line in deployed.log_lines("unknown event")} == {kind}
 
 
 # -- the schedule, and what was written --------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Dead letters, redrive and the operator's commands on the deployed stack."""
+"""Dead-letter messages, redrive and the operator's commands on the deployed stack."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from local.stack import REGION, ROOT
 from stack.conftest import Deployed, new_session, wait_for
 
 
-def letters(deployed: Deployed) -> dict[str, int]:
+def dead_letter_messages(deployed: Deployed) -> dict[str, int]:
     found: dict[str, int] = deployed.operate_json("status")["deadLetters"]
     return found
 
@@ -26,15 +26,15 @@ def test_an_event_that_a_function_fails_becomes_a_dead_letter_and_can_be_redrive
     good, bad = new_session(), new_session("Atlantis")
     event = {"detail-type": "Session Ended", "id": "e", "detail": {"sessions": [good, bad]}}
     deployed.invoke("end", event)
-    wait_for(lambda: letters(deployed)["failed events"] == 1, 30)
+    wait_for(lambda: dead_letter_messages(deployed)["failed events"] == 1, 30)
     assert len(deployed.received(good)) == 1, "what was valid in it is done, and once"
 
     # Invalid still, it comes back rather than vanish.
     assert deployed.operate_json("redrive") == {"redriven": {"failed events": 1}, "unreadable": {}}
-    assert letters(deployed)["failed events"] == 0
-    wait_for(lambda: letters(deployed)["failed events"] == 1, 30)
+    assert dead_letter_messages(deployed)["failed events"] == 0
+    wait_for(lambda: dead_letter_messages(deployed)["failed events"] == 1, 30)
 
-    # Mended (as a deploy with the market would), it is done and gone.
+    # Once it is fixed, as a deploy with the market would, it is done and gone.
     sqs, queue = deployed.stack.client("sqs"), queue_url(deployed, "FailedEventsUrl")
     (message,) = sqs.receive_message(QueueUrl=queue)["Messages"]
     body = json.loads(message["Body"])
@@ -44,7 +44,7 @@ def test_an_event_that_a_function_fails_becomes_a_dead_letter_and_can_be_redrive
     sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(body))
     deployed.operate_json("redrive")
     wait_for(lambda: deployed.received(bad))
-    assert letters(deployed)["failed events"] == 0
+    assert dead_letter_messages(deployed)["failed events"] == 0
 
 
 def test_what_the_bus_or_the_schedule_could_not_deliver_can_be_redriven(deployed: Deployed) -> None:
@@ -62,7 +62,7 @@ def test_what_the_bus_or_the_schedule_could_not_deliver_can_be_redriven(deployed
 def test_a_letter_that_is_no_event_does_not_stop_the_others(deployed: Deployed) -> None:
     session = new_session()
     sqs, queue = deployed.stack.client("sqs"), queue_url(deployed, "UndeliveredEventsUrl")
-    for letter in ("not JSON", json.dumps([]), json.dumps({"detail-type": "Other"})):
+    for letter in ("not JSON", json.dumps([]), json.dumps({"detail": {}})):
         sqs.send_message(QueueUrl=queue, MessageBody=letter)
     elsewhere = {"functionArn": f"arn:aws:lambda:{REGION}:000000000000:function:of-another:1"}
     letter = json.dumps({"requestContext": elsewhere, "requestPayload": {}})
@@ -72,10 +72,10 @@ def test_a_letter_that_is_no_event_does_not_stop_the_others(deployed: Deployed) 
     sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(event))
     code, output = deployed.operate("redrive", "--json")
     assert code == 1
-    assert "for they are no events: 1 failed events, 3 undelivered events" in output
+    assert "because they are not events: 1 failed events, 3 undelivered events" in output
     assert '"redriven": {"undelivered events": 1}' in output
     wait_for(lambda: deployed.received(session))
-    left = letters(deployed)
+    left = dead_letter_messages(deployed)
     assert (left["failed events"], left["undelivered events"]) == (1, 3), "they are seen again"
     for url in (queue, failed):
         sqs.purge_queue(QueueUrl=url)
@@ -104,6 +104,18 @@ def test_the_operator_sees_a_session_by_its_key_and_no_keys(deployed: Deployed) 
     assert session["customerKey"] not in text
     hashed = deployed.operate_json("session-hash", session["sessionKey"])["hash"]
     assert shown[0]["session"] == hashed
+
+
+def test_a_status_that_elevate_has_not_given_is_shown_as_none(deployed: Deployed) -> None:
+    deployed.fault("down")
+    session = new_session()
+    deployed.end(session)
+    (row,) = deployed.operate_json("session", session["sessionKey"])["rows"]
+    assert row["lastStatus"] is None
+    assert row["lastReason"]
+    _, text = deployed.operate("session", session["sessionKey"])
+    assert "True" not in text
+    assert "None" not in text
 
 
 def test_the_operator_can_forget_a_session_or_a_visitor(deployed: Deployed) -> None:

@@ -106,6 +106,7 @@ def test_run_shows_how_to_call_it_and_leaves_nothing_behind(tmp_path: Path) -> N
         assert '"open"' in answered[2][1]
         # what the functions log is shown,
         wait_for(lambda: second.says("outcome=delivered"))
+        wait_for(lambda: second.says("result=tracked"))
         # and others find the stack by its file.
         info = json.loads((second.folder / "stack.json").read_text())
         assert set(info) == {
