@@ -4,7 +4,8 @@ Each caller has a warm process of its own, as each has an execution environment 
 again as soon as it is answered. The database answers at once. Elevate takes longer the more callers
 there are, so that they wait for it and not for this machine's processors. Measured is the handler:
 neither API Gateway nor Lambda's own overhead is in it. The bare POST and two writes show how much
-of it is this machine and the servers here.
+of it is this machine and the servers here. So many processes cannot take turns: a quiet machine is
+needed.
 """
 
 import statistics
