@@ -121,10 +121,10 @@ class Ending:
         settled = settlement(claim.row, outcome, self._clock(), self._settings)
         is_written = settle(self._registry, self._telemetry, [(claim, settled)])
         self._telemetry.notified(outcome, session, settled.attempts, source)
-        if outcome.kind != "unavailable":
-            return End(outcome.kind, outcome.status, outcome.reason)
-        # Only the settlement makes it due again.
-        return End("kept" if is_written else "lost", outcome.status, outcome.reason)
+        if not is_written and _needs_row(outcome, source):
+            return End("lost", outcome.status, outcome.reason)
+        result = "kept" if outcome.kind == "unavailable" else outcome.kind
+        return End(result, outcome.status, outcome.reason)
 
     def end_all(
         self, sessions: Sequence[tuple[Session, int]], source: Source, until: float
@@ -154,7 +154,7 @@ class Ending:
         """Notify all the same: a registry that is down must not keep visitors signed in."""
         outcome = self._elevate.notify(session)
         self._telemetry.notified(outcome, session, 1, source)
-        if outcome.kind == "unavailable":
+        if outcome.kind == "unavailable" or _needs_row(outcome, source):
             retry_after = outcome.retry_after or self._settings.retry_base
             return End("lost", outcome.status, retry_after=retry_after)
         return End(outcome.kind, outcome.status, outcome.reason)
@@ -198,6 +198,14 @@ def backoff(base: int, attempts: int, retry_after: int | None = None) -> int:
     if retry_after is None:
         return _random.randint(1, ceiling)
     return retry_after + _random.randint(1, base)
+
+
+def _needs_row(outcome: Outcome, source: Source) -> bool:
+    """Tell whether only the registry remembers: to try again, or for who mends what was rejected.
+
+    A caller of the API has an answer; an event has nobody.
+    """
+    return outcome.kind == "unavailable" or (outcome.kind == "rejected" and source != "api")
 
 
 def settle(

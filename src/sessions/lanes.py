@@ -8,6 +8,7 @@ through is given up for this sweep and holds up no other.
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from sessions.registry import BATCH
@@ -19,8 +20,9 @@ START = 25
 # The smallest batch (sessions) that is worth its two calls to DynamoDB while others are at work.
 LEAST = 8
 
-# Sessions of a market that are kept ready; further ones stay due for the next sweep.
-AHEAD = 1000
+# Sessions that are kept ready for each thread: more than a slow market takes in a minute. Further
+# ones of it stay due for the next sweep.
+AHEAD = 500
 
 # A batch should keep its thread for no longer than this (seconds): others wait for their turn.
 BATCH_SECONDS = 2.5
@@ -42,7 +44,7 @@ class Lane:
 class Lanes:
     """The due sessions of all markets; `next` gives a batch, `done` says what came of it.
 
-    `left` collects the shards of sessions for which there was no room.
+    `left` tells the shards of sessions that nobody took.
     """
 
     def __init__(self, rows: Iterator[Row], threads: int, most: int) -> None:
@@ -55,7 +57,13 @@ class Lanes:
         self._flying = 0
         self._fruitless = 0
         self._got_through = False
-        self.left: set[int] = set()
+        self._dropped: set[int] = set()
+
+    @property
+    def left(self) -> set[int]:
+        """Return the shards of sessions that wait, or for which there was no room."""
+        lanes = self._lanes.values()
+        return self._dropped.union(row.shard for lane in lanes for row in lane.waiting)
 
     @property
     def given_up(self) -> dict[str, str]:
@@ -64,7 +72,7 @@ class Lanes:
 
     def next(self, batches: int) -> list[Row]:
         """Return the next batch, of one market, while so many are at work; or nothing for now."""
-        if self._room() <= 0:
+        if self._room() <= 0 or batches >= 2 * self._threads:
             return []
         self._read_ahead(batches)
         for market, lane in list(self._lanes.items()):
@@ -91,6 +99,8 @@ class Lanes:
             lane.silent = ""
         elif troubled or failed:
             lane.silent = "elevate" if troubled else "registry"
+        # What needed no notification says nothing of Elevate, and leaves the try to others.
+        lane.tried -= len(rows) - through - troubled - failed
         lane.window = START if troubled else min(lane.window + len(rows), self._most)
         if lane.silent and not lane.flying:
             lane.given_up = True
@@ -129,27 +139,33 @@ class Lanes:
         return max(0, min(size, room, len(lane.waiting)))
 
     def _read_ahead(self, batches: int) -> None:
-        """Read until there is work for all threads, of a market that may take it."""
+        """Read until there is work for all threads, of markets that are quick if there are any.
+
+        A slow one leaves threads to those that are further back. A quick one that has its fill is
+        no reason to read on, and to drop its others.
+        """
         while not self._read_all:
-            is_any_ready = any(
-                lane.waiting and not lane.silent and lane.flying < lane.window
-                for lane in self._lanes.values()
-            )
-            is_enough = self._waiting >= self._threads * BATCH
-            if is_enough and (is_any_ready or batches >= self._threads):
+            quick = [lane for lane in self._lanes.values() if lane.waiting and self._is_quick(lane)]
+            waiting = sum(len(lane.waiting) for lane in quick)
+            is_any_ready = any(lane.flying < lane.window for lane in quick)
+            is_full = waiting + BATCH > AHEAD * self._threads
+            is_busy = batches >= self._threads
+            if waiting >= self._threads * BATCH and (is_any_ready or is_full or is_busy):
                 break
-            row = next(self._rows, None)
-            if row is None:
-                self._read_all = True
-                break
-            self._put(row)
+            some = list(islice(self._rows, BATCH))
+            self._read_all = len(some) < BATCH
+            for row in some:
+                self._put(row)
+
+    def _is_quick(self, lane: Lane) -> bool:
+        return not lane.silent and lane.seconds_each * BATCH <= BATCH_SECONDS
 
     def _put(self, row: Row) -> None:
         lane = self._lanes.setdefault(row.session.market, Lane())
         if lane.given_up:
             return
-        if len(lane.waiting) >= AHEAD:
-            self.left.add(row.shard)
+        if len(lane.waiting) >= AHEAD * self._threads:
+            self._dropped.add(row.shard)
             return
         lane.waiting.append(row)
         self._waiting += 1

@@ -88,12 +88,22 @@ class Registry:
 
         "reopened": it was over, by a guess. "over": its end has been asked for.
         """
-        tracked, item = self._update(statements.track(activity, self._settings))
-        if tracked:
-            return "tracked"
-        if item.get("state", {}).get("S") not in {"open", "retrying"} or "requestedAt" in item:
-            reopened, _ = self._update(statements.reopen(activity, self._settings))
-            return "reopened" if reopened else "over"
+        for _ in range(2):
+            tracked, item = self._update(statements.track(activity, self._settings))
+            if tracked:
+                return "tracked"
+            if _is_alive(item):
+                break
+            reopened, item = self._update(statements.reopen(activity, self._settings))
+            if reopened:
+                return "reopened"
+            if not _is_alive(item):
+                is_claimed = item.get("state") == {"S": "ending"}
+                if is_claimed and int(item["leaseUntil"]["N"]) <= self._now():
+                    # Who asked for its end may not come again.
+                    self.keep(activity.session, int(item["requestedAt"]["N"]))
+                return "over"
+            # Another call has reopened it, or this one, whose answer was lost.
         if activity.interactive and not item.get("interactive", {}).get("BOOL"):
             self._update(statements.note_interactive(activity.session))
         return "tracked"
@@ -104,11 +114,11 @@ class Registry:
         "over": it has been ended already. "in flight": someone else holds the lease; the wish is
         written down, so that it outlives a failure of theirs. Raises UnreadableRow.
         """
-        lease = uuid.uuid4().hex
-        update = statements.claim(session, asked_at, self._now(), lease, self._settings)
+        now, lease = self._now(), uuid.uuid4().hex
+        update = statements.claim(session, asked_at, now, lease, self._settings)
         claimed, item = self._update(update, "ALL_NEW")
         if claimed:
-            return Claim(row_of(item), lease)
+            return Claim(row_of(item), lease, now)
         state = item.get("state", {}).get("S")
         if state == "ended":
             if "requestedAt" not in item:
@@ -164,8 +174,8 @@ class Registry:
     def claim_due(self, rows: Sequence[Row]) -> Written[Claim]:
         """Take leases on due rows that have not changed since they were read."""
         now, lease = self._now(), uuid.uuid4().hex
-        claims = [Claim(row, lease) for row in rows]
-        return self._write(claims, lambda claim: statements.claim_due(claim, now))
+        claims = [Claim(row, lease, now) for row in rows]
+        return self._write(claims, statements.claim_due)
 
     def expire(self, rows: Sequence[Row]) -> Written[Row]:
         """Settle rows that Elevate must have ended itself, if they have not changed."""
@@ -277,6 +287,10 @@ class Registry:
         answers = self._call("batch_execute_statement", Statements=batch)["Responses"]
         errors = [answer.get("Error") for answer in answers]
         return [error.get("Code", "unknown") if error else None for error in errors]
+
+
+def _is_alive(item: Item) -> bool:
+    return item.get("state", {}).get("S") in {"open", "retrying"} and "requestedAt" not in item
 
 
 class _ConditionFailed(Exception):

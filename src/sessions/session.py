@@ -58,10 +58,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A row under our lease."""
+    """A row under our lease, taken at `at` (epoch seconds)."""
 
     row: Row
     lease: str
+    at: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,10 +213,10 @@ def _update(
 # -- pages of rows: PartiQL --------------------------------------------------------------------
 
 
-def claim_due(claim: Claim, now: int) -> Statement:
+def claim_due(claim: Claim) -> Statement:
     """Take a lease on a due row that has not changed since it was read."""
-    sets = {"lease": claim.lease, "leaseUntil": now + LEASE_SECONDS}
-    return _statement(claim.row, sets, ["expiresAt"], *_due(claim.row, now))
+    sets = {"lease": claim.lease, "leaseUntil": claim.at + LEASE_SECONDS}
+    return _statement(claim.row, sets, ["expiresAt"], *_due(claim.row, claim.at))
 
 
 def expire(row: Row, now: int, settings: Settings) -> Statement:
@@ -230,7 +230,8 @@ def settle(
 ) -> Statement:
     """Write the outcome of a claimed session, if nothing has happened to it in flight.
 
-    `asked` writes it if its end was asked for in flight.
+    `asked` writes it if its end was asked for in flight. It is settled as of its claim: activity
+    after that, though it is heard of later, is of a visitor who is back.
     """
     row = claim.row
     shard = shard_of(row.session.session_key, settings.shards)
@@ -244,9 +245,9 @@ def settle(
             gone += ["expiresAt"]
         case "rejected":
             sets |= {"dueAt": now, "sweepShard": parked(shard), "lastReason": settlement.reason}
-            sets |= _finished(now, settings)
+            sets |= _finished(now, settings) | {"settledAt": claim.at}
         case _:
-            sets |= _finished(now, settings)
+            sets |= _finished(now, settings) | {"settledAt": claim.at}
             gone += [*_INDEX, *_PERSONAL]
     if asked:
         return _statement(row, sets, gone, OURS_ASKED_CONDITION, claim.lease, 0)

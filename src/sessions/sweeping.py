@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import batched
+from itertools import batched, takewhile
 from queue import SimpleQueue
 from random import SystemRandom
 from typing import Any, Literal
@@ -109,7 +109,8 @@ class Sweeper:
             most = min(most, max(1, int(self._settings.max_rate)))
         with ThreadPoolExecutor(self._settings.concurrency) as threads:
             due = _DueRows(self._registry, self._telemetry, threads, shards, int(self._clock()))
-            lanes = Lanes(iter(due), self._settings.concurrency, most)
+            rows = takewhile(lambda _: self._is_time_left(until), due)
+            lanes = Lanes(rows, self._settings.concurrency, most)
             late = self._flow(lanes, threads, pacer, until, report)
         report.oldest = due.oldest
         report.counts.update(due.counts)
@@ -175,9 +176,10 @@ class Sweeper:
             done = finished.get().result()
             at_work -= 1
             report.counts.update(done.counts, due=len(done.rows))
-            lanes.done(done.rows, done.counts, done.seconds)
             if done.late:
                 late = (late or set()) | {row.shard for row in done.rows}
+            else:
+                lanes.done(done.rows, done.counts, done.seconds)
 
     def _end_batch(self, rows: list[Row], pacer: Pacer, until: float) -> _Batch:
         """Claim, notify and settle a batch of one market's due rows in this thread."""
