@@ -82,6 +82,13 @@ def test_every_dead_letter_queue_and_function_has_alarms() -> None:
     assert {(m, f) for m in ("Errors", "Throttles") for f in FUNCTIONS} <= set(watched)
 
 
+def test_lambdas_own_lines_are_those_of_trouble_only() -> None:
+    for function in FUNCTIONS.values():
+        logging = function["LoggingConfig"]
+        assert (logging["LogFormat"], logging["SystemLogLevel"]) == ("JSON", "WARN")
+        assert "ApplicationLogLevel" not in logging  # it would drop the metrics: they have no level
+
+
 def test_every_alarm_says_where_to_read_on_and_tells_somebody() -> None:
     manual = (ROOT / "docs" / "operations.md").read_text()
     for resource in RESOURCES.values():
