@@ -419,11 +419,19 @@ def unclaimable(world: World) -> None:
     world.sweep()
 
 
+def reusing_keys(world: World, views: int = 101) -> None:
+    """Sign out, and look at further pages under the same keys."""
+    session = world.session()
+    world.event(end, "session_ended", session)
+    world.event(track, "session_active", *[session] * views)
+
+
 FAULTS = {
     "SweepLagAlarm": late,
     "StuckAlarm": unclaimable,
     "RejectedAlarm": rejecting,
     "UnavailableAlarm": down,
+    "ReusedKeysAlarm": reusing_keys,
 }
 
 
@@ -458,6 +466,15 @@ def test_an_outage_that_one_session_waits_out_is_an_alarm(
     ill = points(alarm, capsys)
     assert fires(alarm, [ill, [], ill, *[[]] * 3, ill, *[[]] * 7, ill, *[[]] * 14, ill])
     assert not fires(alarm, [ill, ill, *[[]] * 30, ill, ill, ill])
+
+
+def test_a_page_view_that_comes_after_the_sign_out_is_normal(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reusing_keys(world, views=3)
+    late_ones = points(ALARMS["ReusedKeysAlarm"], capsys)
+    assert sum(late_ones) == 3
+    assert not fires(ALARMS["ReusedKeysAlarm"], [late_ones])
 
 
 def test_sweeps_that_stop_are_told_and_those_that_have_not_begun_are_not(
