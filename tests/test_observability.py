@@ -536,7 +536,7 @@ def test_the_dashboard_names_what_is_really_written(
 ) -> None:
     written = set().union(*map(metrics_of, emitted(capsys)))
     fields = set().union(*log())
-    widgets = json.loads(RESOURCES["Dashboard"]["Properties"]["DashboardBody"])["widgets"]
+    widgets = json.loads(RESOURCES["StackDashboard"]["Properties"]["DashboardBody"])["widgets"]
     first = min(widgets, key=lambda w: (w["y"], w["x"]))
     assert first["properties"]["title"] == "Are sessions being ended?"
     shown = set()
