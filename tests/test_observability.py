@@ -259,6 +259,19 @@ def test_levels_say_who_must_act(all_that_happens: World, log: Log) -> None:
     assert found == normal | tried_again | someone_must_act
 
 
+def test_a_sweep_warns_of_rows_that_it_cannot_read(world: World, dynamodb: Any, log: Log) -> None:
+    table = world.application.settings.table_name
+    keys = {"sessionKey": {"S": world.key()}, "market": {"S": "UK"}}
+    due = {"sweepShard": {"N": "1"}, "dueAt": {"N": "1"}}
+    dynamodb.put_item(TableName=table, Item=keys | due | {"state": {"S": "of a later version"}})
+    try:
+        world.sweep()
+    finally:
+        dynamodb.delete_item(TableName=table, Key=keys)
+    (line,) = log()
+    assert (line["level"], line["unreadable"]) == ("WARNING", 1)
+
+
 def test_the_log_level_is_the_one_that_was_set_whatever_lambda_sets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], log: Log
 ) -> None:
@@ -442,18 +455,18 @@ def rejecting(world: World) -> None:
     world.end()
 
 
-def unclaimable(world: World) -> None:
-    world.due()
-    # The call is taken, each of its statements is not.
-    world.dynamo.statement_errors = lambda batch: dict.fromkeys(range(len(batch)), "AccessDenied")
-    world.sweep()
+def reusing_keys(world: World, views: int = 101) -> None:
+    """Sign out, and look at further pages under the same keys."""
+    session = world.session()
+    world.event(end, "session_ended", session)
+    world.event(track, "session_active", *[session] * views)
 
 
 FAULTS = {
     "SweepLagAlarm": late,
-    "StuckAlarm": unclaimable,
     "RejectedAlarm": rejecting,
     "UnavailableAlarm": down,
+    "ReusedKeysAlarm": reusing_keys,
 }
 
 
@@ -490,6 +503,37 @@ def test_an_outage_that_one_session_waits_out_is_an_alarm(
     assert not fires(alarm, [ill, ill, *[[]] * 30, ill, ill, ill])
 
 
+def test_an_alarm_stays_silent_while_some_notifications_get_through(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alarm = ALARMS["UnavailableAlarm"]
+    world.elevate.statuses = [503, 204]
+    world.due(2)
+    world.sweep()
+    some = points(alarm, capsys)
+    assert sum(some) == 1
+    assert not fires(alarm, [some] * 30)
+
+
+def test_a_claim_that_the_registry_refuses_shows_as_lag(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The call is taken, each of its statements is not."""
+    world.dynamo.statement_errors = lambda batch: dict.fromkeys(range(len(batch)), "AccessDenied")
+    late(world)
+    alarm = ALARMS["SweepLagAlarm"]
+    assert fires(alarm, [points(alarm, capsys)] * needed(alarm))
+
+
+def test_a_page_view_that_comes_after_the_sign_out_is_normal(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reusing_keys(world, views=3)
+    late_ones = points(ALARMS["ReusedKeysAlarm"], capsys)
+    assert sum(late_ones) == 3
+    assert not fires(ALARMS["ReusedKeysAlarm"], [late_ones])
+
+
 def test_sweeps_that_stop_are_told_and_those_that_have_not_begun_are_not(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -522,7 +566,7 @@ def test_the_dashboard_names_what_is_really_written(
 ) -> None:
     written = set().union(*map(metrics_of, emitted(capsys)))
     fields = set().union(*log())
-    widgets = json.loads(RESOURCES["Dashboard"]["Properties"]["DashboardBody"])["widgets"]
+    widgets = json.loads(RESOURCES["StackDashboard"]["Properties"]["DashboardBody"])["widgets"]
     first = min(widgets, key=lambda w: (w["y"], w["x"]))
     assert first["properties"]["title"] == "Are sessions being ended?"
     shown = set()
@@ -535,7 +579,18 @@ def test_the_dashboard_names_what_is_really_written(
             log_groups = re.findall(r"SOURCE '\$\{(\w+)\}'", query)
             assert {RESOURCES[group]["Type"] for group in log_groups} == {"AWS::Logs::LogGroup"}
             asked = set(re.findall(r"\b([a-z]+(?:_[a-z]+)*)\b(?=[,) ]|$)", query.split("|", 2)[2]))
-            words = {"filter", "and", "stats", "count", "as", "ends", "latest", "one", "by"}
+            words = {
+                "filter",
+                "ispresent",
+                "and",
+                "stats",
+                "count",
+                "as",
+                "ends",
+                "latest",
+                "one",
+                "by",
+            }
             words |= {"sort", "desc", "display", "timestamp", "limit"}
             assert asked - words <= fields
     assert shown == written

@@ -1,6 +1,7 @@
 """template.yaml against the code: what one promises the other keeps."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,39 @@ def test_every_dead_letter_queue_and_function_has_alarms() -> None:
         for alarm in alarms
     ]
     queues = {name for name, r in RESOURCES.items() if r["Type"] == "AWS::SQS::Queue"}
+    # A tick is made up for by the next one. When none comes, the alarm of the sweep lag says so.
+    queues.remove("MissedSweeps")
     assert {("ApproximateNumberOfMessagesVisible", queue) for queue in queues} <= set(watched)
-    assert {(m, f) for m in ("Errors", "Throttles") for f in FUNCTIONS} <= set(watched)
+    assert {("Errors", function) for function in FUNCTIONS} <= set(watched)
+    lasting = set(FUNCTIONS) - {"SweepFunction"}
+    kinds = ("Throttles", "DestinationDeliveryFailures")
+    assert {(kind, function) for kind in kinds for function in lasting} <= set(watched)
+
+
+def test_what_stands_by_costs_at_most_five_dollars_a_month() -> None:
+    """The dashboard shows every metric (tests/test_observability.py); it is free itself, or off."""
+    prices = tomllib.loads((ROOT / "bench" / "prices.toml").read_text())["cloudwatch"]
+    body = RESOURCES["StackDashboard"]["Properties"]["DashboardBody"]
+    metrics = set(re.findall(r'"ElevateSessions", "(\w+)"', body))
+    alarms = [r for r in RESOURCES.values() if r["Type"] == "AWS::CloudWatch::Alarm"]
+    idle_sweeps = 0.25  # at most: docs/operations.md, "Cost"
+    fixed = len(alarms) * prices["alarm_month"] + len(metrics) * prices["metric_month"]
+    assert fixed + idle_sweeps <= 5
+
+
+def test_the_dashboard_and_its_link_can_be_left_out() -> None:
+    dashboards = [r for r in RESOURCES.values() if r["Type"] == "AWS::CloudWatch::Dashboard"]
+    link = template()["Outputs"]["DashboardUrl"]
+    assert [made["Condition"] for made in (*dashboards, link)] == ["HasDashboard"] * 2
+    assert CONDITIONS["HasDashboard"] == ["Dashboard", "true"]
+    assert PARAMETERS["Dashboard"]["Default"] == "true"
+
+
+def test_lambdas_own_lines_are_those_of_trouble_only() -> None:
+    for function in FUNCTIONS.values():
+        logging = function["LoggingConfig"]
+        assert (logging["LogFormat"], logging["SystemLogLevel"]) == ("JSON", "WARN")
+        assert "ApplicationLogLevel" not in logging  # it would drop the metrics: they have no level
 
 
 def test_every_alarm_says_where_to_read_on_and_tells_somebody() -> None:

@@ -11,7 +11,7 @@ from handler.application import application
 from handler.events import InvalidEvent, consume, put_sweeps
 from sessions.schemas import Validator
 from sessions.session import MAX_SHARDS, InvalidPayload
-from sessions.sweeping import ALL_SHARDS, Sweep
+from sessions.sweeping import ALL_SHARDS
 
 # A tick hands a shard over once, and what that leaves is the next tick's: so there is one hand-over
 # a shard at most. It ends this much (seconds) before the next tick may hand over.
@@ -97,20 +97,6 @@ def _sweep(event: dict[str, Any], until: float, correlation_id: str) -> None:
         duration_ms=round((time.monotonic() - started) * 1000),
     )
     if not is_retry and (report.stopped != "registry" or report.counts["due"]):
-        _measure(report, handed_over)
-
-
-def _measure(report: Sweep, handed_over: int) -> None:
-    """Count what alarms look at, zeros too: they take silence for trouble."""
-    came = report.counts
-    through = came["delivered"] + came["rejected"] + came["expired"] + came["skipped"]
-    figures = {
-        "SweepLag": report.oldest // 60,
-        "Backlog": came["backlog"],
-        "Due": came["due"],
-        "Stuck": 0 if through else came["due"],
-        "Unreadable": came["unreadable"],
-        "HandedOver": handed_over,
-    }
-    for name, value in figures.items():
-        application().telemetry.count(name, value)
+        # Zeros too: the alarm takes silence for trouble.
+        app.telemetry.count("SweepLag", report.oldest // 60)
+        app.telemetry.count("Backlog", report.counts["backlog"])

@@ -38,7 +38,7 @@ class Telemetry:
         self._metrics = Metrics()
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._sent: list[tuple[float, int]] = []
+        self._latencies: list[float] = []
 
     def begin(self, correlation_id: str) -> None:
         """Name the invocation that the next lines belong to."""
@@ -59,10 +59,10 @@ class Telemetry:
             attempt=attempt,
             source=source,
         )
-        self.count(outcome.kind.capitalize() if outcome.sent else "HeldBack")
+        self.count(outcome.kind.capitalize())
         if outcome.sent:
             with self._lock:
-                self._sent.append((outcome.latency_ms, attempt))
+                self._latencies.append(outcome.latency_ms)
 
     def tracked(self, result: str, session: Session) -> None:
         """Write the line of one track: `tracked`, `reopened`, or `over` when it came too late."""
@@ -121,7 +121,7 @@ class Telemetry:
 
     def swept(self, **fields: Any) -> None:
         """Write the one line of a sweep."""
-        is_trouble = fields["stopped"] in ("elevate", "registry")
+        is_trouble = fields["stopped"] in ("elevate", "registry") or fields["unreadable"]
         self._write(self._logger.warning if is_trouble else self._logger.info, "sweep", **fields)
 
     def count(self, name: str, by: int = 1) -> None:
@@ -133,16 +133,14 @@ class Telemetry:
         """Write the invocation's figures as metrics: CloudWatch reads them in the log (EMF)."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
-            sent, self._sent = self._sent, []
-        # Nothing is said when nothing was sent: no news is not good news.
-        through = counts["Delivered"] + counts["Rejected"]
-        if through + counts["Unavailable"] + counts["HeldBack"]:
-            counts["ElevateUnavailable"] = int(not through)
+            latencies, self._latencies = self._latencies, []
         # A log that cannot be written to must not take the answer away.
         with contextlib.suppress(OSError, ValueError):
-            for latency_ms, attempt in sent:
+            for latency_ms in latencies:
                 self._metrics.add_metric("ElevateLatency", MetricUnit.Milliseconds, latency_ms)
-                self._metrics.add_metric("Attempts", MetricUnit.Count, attempt)
+            if counts["Delivered"] or counts["Rejected"]:
+                # So a minute's minimum is above 0 only if nothing got through in it.
+                self._metrics.add_metric("Unavailable", MetricUnit.Count, 0)
             for name, value in counts.items():
                 self._metrics.add_metric(name, MetricUnit.Count, value)
             if counts:
