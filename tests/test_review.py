@@ -16,7 +16,7 @@ from sessions.elevate import Elevate
 from sessions.ending import BACKOFF_LIMIT, Ending
 from sessions.lifetime import MINUTE
 from sessions.registry import Page, Registry
-from sessions.session import LEASE_SECONDS, Activity, Row
+from sessions.session import LEASE_SECONDS, Activity
 from sessions.settings import Settings
 from sessions.statements import shard_of
 from sessions.sweeping import ALL_SHARDS, Sweeper
@@ -193,7 +193,9 @@ def test_reading_ends_when_the_time_does(
 ) -> None:
     """Elevate is down for the only market: the backlog is not read beyond the invocation's end."""
     elevate.statuses = [503]
-    row = [Row(new_session(), int(clock.now), int(clock.now) - IDLE)]
+    (session,) = tracked(service, clock, 1)
+    clock.turn(IDLE)
+    row = service.registry.due(shard_of(session.session_key, 8), int(clock.now)).rows
     pages = 0
 
     def endless(self: Registry, shard: int, until: int, start: Any = None) -> Page:
