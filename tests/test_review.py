@@ -1,4 +1,4 @@
-"""What an attacker found on 2026-11-25: each test failed on ef12f01."""
+"""What a stranger found who read the code: each test failed before its mend."""
 
 import itertools
 import threading
@@ -262,7 +262,7 @@ def test_what_was_read_ahead_is_named_as_left(
     sessions = tracked(service, clock, 60)
     clock.turn(IDLE)
     elevate.markets = {"UK": (204, 0.1)}
-    report = sweep(service, time.monotonic() + 5.5 + 1.0)
+    report = sweep(service, time.monotonic() + 8.5 + 1.0)
     waiting = {
         shard_of(s.session_key, settings.shards) for s in sessions if state(service, s) == "open"
     }

@@ -106,9 +106,9 @@ def test_a_hand_over_is_over_before_the_next_tick_hands_over(
 ) -> None:
     """With 15 seconds left a tick sends; a hand-over has none to spare."""
     quiet(application, 3)
-    sweep.handle(sample("session_sweep", detail={"depth": 1}), Context(seconds=15))
+    sweep.handle(sample("session_sweep", detail={"depth": 1}), Context(seconds=18))
     assert elevate.received == []
-    sweep.handle(sample("scheduled_sweep"), Context(seconds=15))
+    sweep.handle(sample("scheduled_sweep"), Context(seconds=18))
     assert len(elevate.received) == 3
 
 

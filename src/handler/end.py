@@ -45,6 +45,6 @@ def _end_all(event: dict[str, Any], context: Any) -> None:
     accepted, refused = valid(event, session_validator(application().settings.dialect))
     at = happened_at(event)
     sessions = [(session_from(payload), at) for payload in accepted]
-    ends = application().ending.end_all(sessions, "event", until_of(context))
+    ends = application().ending.end_all(sessions, "event", until_of(context, calls=2))
     lost = sum(end.result == "lost" for end in ends)
     demand_all("neither delivered nor kept", lost, refused, len(ends))

@@ -91,11 +91,13 @@ def happened_at(event: dict[str, Any]) -> int:
         return now()
 
 
-def until_of(context: Any) -> float:
-    """Return when to begin with no further session of a list (monotonic seconds)."""
-    return float(
-        time.monotonic() + context.get_remaining_time_in_millis() / 1000 - 2 * SETTLE_RESERVE
-    )
+def until_of(context: Any, calls: int) -> float:
+    """Return when to begin with no further session of a list (monotonic seconds).
+
+    The last one may still make so many calls that hang.
+    """
+    left = context.get_remaining_time_in_millis() / 1000
+    return float(time.monotonic() + left - calls * SETTLE_RESERVE)
 
 
 def put_sweeps(details: list[dict[str, Any]]) -> int:

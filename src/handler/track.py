@@ -67,7 +67,7 @@ def _track_all(event: dict[str, Any], context: Any) -> None:
     accepted, refused = valid(event, activity_validator(key_in_body=True))
     at = happened_at(event)
     activities = [_activity(payload, at) for payload in accepted]
-    tracked = application().ending.track_all(activities, until_of(context))
+    tracked = application().ending.track_all(activities, until_of(context, calls=1))
     demand_all("not tracked", tracked.count("lost"), refused, len(tracked))
 
 

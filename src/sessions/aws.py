@@ -14,13 +14,13 @@ type Client = Any  # boto3 makes them at run time
 
 
 def client(service: Literal["dynamodb", "events"], connections: int = 1) -> Client:
-    """Return a client for threads to share; it tries a call three times (its standard retries)."""
+    """Return a client for threads to share; it tries a call twice (its standard retries)."""
     return boto3.client(
         service,
         config=Config(
             connect_timeout=1,
             read_timeout=2,
-            retries={"mode": "standard", "total_max_attempts": 3},
+            retries={"mode": "standard", "total_max_attempts": 2},
             max_pool_connections=connections,
             # What we send is built in statements.py and held to DynamoDB by tests.
             parameter_validation=False,

@@ -37,8 +37,9 @@ _random = SystemRandom()
 
 ALL_SHARDS = range(MAX_SHARDS)
 
-# What a sweep keeps in hand (seconds) to settle what it has claimed and to hand over the rest.
-SETTLE_RESERVE = 5.0
+# What a sweep keeps in hand (seconds) to settle what it has claimed and to hand over the rest: a
+# call to DynamoDB that hangs takes twice three seconds and a pause.
+SETTLE_RESERVE = 8.0
 
 # Sessions under way at most, for each thread: a batch in work, and one to go on with.
 _WINDOW = 2 * BATCH
@@ -199,8 +200,12 @@ class Sweeper:
             elif alive:
                 claims = self._registry.claim_due(alive)
                 self._count(batch, "claimed", len(alive), claims)
-                settlements = list(self._notify(claims.done, pacer, until, batch))
-                settle(self._registry, self._telemetry, settlements)
+                settlements: list[tuple[Claim, Settlement]] = []
+                try:
+                    for settled in self._notify(claims.done, pacer, until, batch):
+                        settlements.append(settled)
+                finally:
+                    settle(self._registry, self._telemetry, settlements)
         except RegistryUnavailable as error:
             self._telemetry.registry_failed("claim", error)
             batch.counts["failed"] += len(rows) - batch.counts.total()
