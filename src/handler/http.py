@@ -100,7 +100,7 @@ def _problem_of(error: Exception) -> Problem:
             return unavailable("The session registry cannot be reached.")
         case _:
             telemetry.crashed(error)
-            detail = "This is a fault of ours."
+            detail = "The service has a defect."
             return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail)
 
 
