@@ -36,7 +36,9 @@ _WITHHELD = "not shown, for it might hold a key"
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _TOKEN = re.compile(r"""[^\s"'(),.:;<>=\[\]{}_-]+""")
 # Letters only, as words are written: not in the jumbled case of base64, and no run of hex digits.
-_WORD = re.compile(r"[Aa]|be|[Bb]ad|(?!(?i:[a-f]+$))(?:[A-Z]{2,5}|[A-Za-z]?[a-z]+(?:[A-Z][a-z]{2,})*)")
+_WORD = re.compile(
+    r"[Aa]|be|[Bb]ad|(?!(?i:[a-f]+$))(?:[A-Z]{2,5}|[A-Za-z]?[a-z]+(?:[A-Z][a-z]{2,})*)"
+)
 
 
 class Elevate:
