@@ -66,13 +66,14 @@ def test_each_function_has_its_own_file_role_and_log_group_with_retention() -> N
         assert group["Properties"]["RetentionInDays"] == "LogRetentionDays"
 
 
-def test_lambda_lets_through_what_the_log_level_asks_for() -> None:
-    """Lambda drops JSON lines below a level of its own, which is INFO by default."""
+def test_lambda_lets_through_what_the_log_level_asks_for_and_its_own_lines_of_trouble() -> None:
+    """Lambda drops JSON lines below a level of its own, INFO by default; metrics count as INFO."""
     assert CONDITIONS["IsDebugged"] == ["LogLevel", "DEBUG"]
     made = translated()
     for name, function in FUNCTIONS.items():
         logging = made[name]["Properties"]["LoggingConfig"]
         assert logging["ApplicationLogLevel"] == {"Fn::If": ["IsDebugged", "DEBUG", "INFO"]}
+        assert (logging["LogFormat"], logging["SystemLogLevel"]) == ("JSON", "WARN")
         assert set(function["LoggingConfig"]) < set(logging)
 
 
@@ -127,13 +128,6 @@ def test_the_dashboard_and_its_link_can_be_left_out() -> None:
     assert [made["Condition"] for made in (*dashboards, link)] == ["HasDashboard"] * 2
     assert CONDITIONS["HasDashboard"] == ["Dashboard", "true"]
     assert PARAMETERS["Dashboard"]["Default"] == "true"
-
-
-def test_lambdas_own_lines_are_those_of_trouble_only() -> None:
-    for function in FUNCTIONS.values():
-        logging = function["LoggingConfig"]
-        assert (logging["LogFormat"], logging["SystemLogLevel"]) == ("JSON", "WARN")
-        assert "ApplicationLogLevel" not in logging  # it would drop the metrics: they have no level
 
 
 def test_every_alarm_says_where_to_read_on_and_tells_somebody() -> None:

@@ -38,7 +38,9 @@ def test_whatever_is_changed_in_a_function_is_published(name: str) -> None:
     described |= set(_names([CONDITIONS.get(word, "") for word in described]))
     before = version(root, name)
     changed = set()
-    overridden = {key.value for key, _ in own.value} - {"Environment"}
+    # Of these a function adds to what all have.
+    added_to = {"Environment", "LoggingConfig"}
+    overridden = {key.value for key, _ in own.value} - added_to
     inherited = [(k, v) for k, v in shared.value if k.value not in overridden]
     for key, value in (*inherited, *own.value):
         if key.value in NO_PART_OF_A_VERSION:
