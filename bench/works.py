@@ -92,7 +92,9 @@ def works(stack: Stack) -> tuple[dict[str, Work], set[tuple[str, ...]]]:
         """Put together what `of` sessions take that share an invocation."""
         size, count = sizes[function], len(seen[name].walls)
         cpu_ms = seen[name].cpu / count * 1000
-        log_bytes = len(seen[name].written.encode()) / count + ASSUMED["platform_log_bytes"]
+        log_bytes = len(seen[name].written.encode()) / count
+        if function in ("Lean", "Plain"):  # ours log none of these (SystemLogLevel)
+            log_bytes += ASSUMED["platform_log_bytes"]
         return Work(
             ms=(waits + cpu_ms * ASSUMED["vcpu_mb"] / size.memory) / of,
             size=size,
