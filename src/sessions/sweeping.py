@@ -276,11 +276,11 @@ class _DueRows:
         for page in pages.values():
             if page and page.rows:
                 self.counts["backlog"] += len(page.rows)
-                self.oldest = max(self.oldest, now - _due(page.rows[0]))
+                self.oldest = max(self.oldest, now - (page.rows[0].due_at or now))
         self._streams = [self._stream(shard, page) for shard, page in pages.items()]
 
     def __iter__(self) -> Iterator[Row]:
-        return heapq.merge(*self._streams, key=_due)
+        return heapq.merge(*self._streams, key=lambda row: row.due_at or 0)
 
     def _stream(self, shard: int, page: Page | None) -> Iterator[Row]:
         while page:
@@ -296,7 +296,3 @@ class _DueRows:
             self._telemetry.registry_failed("query", error)
             self.failed += 1
             return None
-
-
-def _due(row: Row) -> int:
-    return row.due_at or 0
