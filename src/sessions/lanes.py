@@ -19,8 +19,10 @@ START = 25
 # The smallest batch (sessions) that is worth its two calls to DynamoDB while others are at work.
 LEAST = 8
 
-# Sessions of a market that are kept ready; further ones stay due for the next sweep.
+# Sessions of a market that are kept ready. Of a market that is slower than this (seconds each),
+# further ones stay due for the next sweep: others are behind them.
 AHEAD = 1000
+SLOW = 0.25
 
 # A batch should keep its thread for no longer than this (seconds): others wait for their turn.
 BATCH_SECONDS = 2.5
@@ -37,6 +39,16 @@ class Lane:
     silent: Literal["", "elevate", "registry"] = ""
     given_up: bool = False
     seconds_each: float = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Tell whether no more of its sessions are kept ready."""
+        return len(self.waiting) >= AHEAD
+
+    @property
+    def is_quick(self) -> bool:
+        """Tell whether what waits will soon be done, as far as is known."""
+        return not self.silent and self.seconds_each <= SLOW
 
 
 class Lanes:
@@ -64,7 +76,8 @@ class Lanes:
 
     def next(self, batches: int) -> list[Row]:
         """Return the next batch, of one market, while so many are at work; or nothing for now."""
-        if self._room() <= 0:
+        # A thread has one batch in work, and one to go on with: who comes next need not wait long.
+        if self._room() <= 0 or batches >= 2 * self._threads:
             return []
         self._read_ahead(batches)
         for market, lane in list(self._lanes.items()):
@@ -129,14 +142,17 @@ class Lanes:
         return max(0, min(size, room, len(lane.waiting)))
 
     def _read_ahead(self, batches: int) -> None:
-        """Read until there is work for all threads, of a market that may take it."""
+        """Read until there is work for all threads, of a quick market that may take it.
+
+        What a quick market has in plenty is soon done; then it is read on.
+        """
         while not self._read_all:
-            is_any_ready = any(
-                lane.waiting and not lane.silent and lane.flying < lane.window
-                for lane in self._lanes.values()
-            )
+            quick = [lane for lane in self._lanes.values() if lane.is_quick and lane.waiting]
+            is_any_ready = any(lane.flying < lane.window for lane in quick)
             is_enough = self._waiting >= self._threads * BATCH
-            if is_enough and (is_any_ready or batches >= self._threads):
+            if is_enough and (is_any_ready or (quick and batches >= self._threads)):
+                break
+            if any(lane.is_full for lane in quick):
                 break
             row = next(self._rows, None)
             if row is None:
@@ -148,7 +164,7 @@ class Lanes:
         lane = self._lanes.setdefault(row.session.market, Lane())
         if lane.given_up:
             return
-        if len(lane.waiting) >= AHEAD:
+        if lane.is_full:
             self.left.add(row.shard)
             return
         lane.waiting.append(row)
