@@ -23,7 +23,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sessions.breaker import Breaker
+from sessions.breaker import PAUSE, TIMEOUTS, Breaker
 from sessions.connection import AT_ONCE
 from sessions.dialects import STOREFRONT_V3, WEB_V2, Dialect
 from sessions.elevate import RETRY_AFTER_LIMIT, Elevate, query_of
@@ -144,6 +144,7 @@ def test_any_market_and_key_arrive_intact(market: str, key: str) -> None:
         ("403 Forbidden", "rejected"),
         ("404 Not Found", "rejected"),
         ("408 Request Timeout", "unavailable"),
+        ("425 Too Early", "unavailable"),
         ("429 Too Many Requests", "unavailable"),
         ("500 Internal Server Error", "unavailable"),
         ("502 Bad Gateway", "unavailable"),
@@ -690,6 +691,20 @@ def test_one_caller_probes_after_the_pause_and_its_success_closes_the_breaker() 
     assert breaker.lets_through("UK")
     breaker.answered("UK")
     assert all(breaker.lets_through("UK") for _ in range(4))
+
+
+def test_many_functions_do_not_probe_in_step() -> None:
+    now = [1000.0]
+    breakers = [Breaker(lambda: now[0]) for _ in range(100)]
+    for breaker in breakers:
+        for _ in range(TIMEOUTS):
+            breaker.timed_out("UK")
+    probing = []
+    for at in (0.49, 0.75, 1.01):
+        now[0] = 1000 + at * PAUSE
+        probing.append(sum(not breaker.is_open("UK") for breaker in breakers))
+    assert (probing[0], probing[2]) == (0, 100)
+    assert 10 < probing[1] < 90
 
 
 # -- TLS ---------------------------------------------------------------------------------------

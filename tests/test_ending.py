@@ -115,6 +115,11 @@ def test_backoff_honours_elevates_wish(retry_after: int) -> None:
     assert retry_after < backoff(30, 1, retry_after) <= retry_after + 30
 
 
+def test_those_whom_elevate_told_to_wait_do_not_all_come_back_at_once() -> None:
+    assert {backoff(30, 1, 60) for _ in range(2000)} == set(range(61, 91))
+    assert {backoff(30, 1) for _ in range(4000)} == set(range(1, 61))
+
+
 def test_each_notification_has_one_line_without_a_key(
     service: Service, clock: Clock, elevate: FakeElevate, log: Log
 ) -> None:
