@@ -52,10 +52,7 @@ class Lane:
 
 
 class Lanes:
-    """The due sessions of all markets; `next` gives a batch, `done` says what came of it.
-
-    `left` collects the shards of sessions for which there was no room.
-    """
+    """The due sessions of all markets; `next` gives a batch, `done` says what came of it."""
 
     def __init__(self, rows: Iterator[Row], threads: int, most: int) -> None:
         self._rows = rows
@@ -67,12 +64,18 @@ class Lanes:
         self._flying = 0
         self._fruitless = 0
         self._got_through = False
-        self.left: set[int] = set()
+        self._no_room: set[int] = set()
 
     @property
     def given_up(self) -> dict[str, str]:
         """Return the markets that were given up, each with who was silent."""
         return {market: lane.silent for market, lane in self._lanes.items() if lane.given_up}
+
+    @property
+    def left(self) -> set[int]:
+        """Return the shards of sessions that wait, or for which there was no room."""
+        waiting = {row.shard for lane in self._lanes.values() for row in lane.waiting}
+        return self._no_room | waiting
 
     def next(self, batches: int) -> list[Row]:
         """Return the next batch, of one market, while so many are at work; or nothing for now."""
@@ -165,7 +168,7 @@ class Lanes:
         if lane.given_up:
             return
         if lane.is_full:
-            self.left.add(row.shard)
+            self._no_room.add(row.shard)
             return
         lane.waiting.append(row)
         self._waiting += 1
