@@ -1,8 +1,10 @@
 """Claim → notify → settle, with a real registry and an Elevate that answers as told."""
 
 import json
+import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emulated import Clock, FakeElevate
-from endings import FOREVER, Service, end, new_session, state, sweep
+from endings import FOREVER, Service, end, new_session, service_of, state, sweep
 from sessions.ending import BACKOFF_LIMIT, backoff
 from sessions.settings import Settings
+from wire import read_request, wire
 
 type Log = Callable[[], list[dict[str, Any]]]
 
@@ -96,6 +99,23 @@ def test_without_a_registry_elevate_is_notified_all_the_same(
     elevate.statuses = [status]
     assert end(without_registry, new_session(), clock).result == result
     assert len(elevate.received) == 1
+
+
+def test_without_a_registry_the_caller_is_told_when_to_come_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: Clock, elevate: FakeElevate
+) -> None:
+    """As Elevate wishes, or else after the time of a first retry."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+
+    def busy(connection: socket.socket, number: int) -> None:
+        header = b"" if number else b"Retry-After: 77\r\n"
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n" + header + b"\r\n")
+
+    with wire(busy) as server:
+        service = service_of(replace(settings, elevate_url=server.url), clock)
+        told = [end(service, new_session(), clock).retry_after for _ in range(2)]
+    assert told == [77, settings.retry_base]
 
 
 def test_a_sweep_without_a_registry_says_so_and_does_not_raise(without_registry: Service) -> None:

@@ -276,12 +276,19 @@ def test_a_slow_registry_is_given_up(
     assert time.monotonic() - started < 15
 
 
-def test_throttled_statements_are_tried_again(
-    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("ThrottlingError", "ProvisionedThroughputExceeded", "RequestLimitExceeded"),
+        *("InternalServerError", "TransactionConflict"),
+    ],
+)
+def test_statements_that_fail_for_a_moment_are_tried_again(
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate, code: str
 ) -> None:
     tracked(service, clock, 30)
     clock.turn(1800)
-    rejections = iter(["ThrottlingError", "ProvisionedThroughputExceeded"] * 4)
+    rejections = iter([code] * 8)
     dynamo.statement_errors = lambda statements: {
         n: code
         for n, code in zip(range(len(statements)), itertools.islice(rejections, 1), strict=False)
