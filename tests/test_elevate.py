@@ -469,6 +469,12 @@ def test_an_answer_that_does_not_end_in_time_is_a_time_out(
         assert time.monotonic() - started < 3
 
 
+def test_the_read_time_out_is_for_the_whole_answer() -> None:
+    with wire(drip(endless(b"H"))) as server:
+        outcome = client(server.url, read_timeout=1).notify(SESSION)
+    assert 900 < outcome.latency_ms < 1800
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -674,6 +680,24 @@ def test_quick_failures_do_not_open_the_breaker() -> None:
     # Now nobody listens there any more.
     assert all(elevate.notify(SESSION).sent for _ in range(5))
     assert elevate.notify(SESSION).reason.startswith("NewConnectionError")
+
+
+def test_a_quick_failure_between_time_outs_counts_from_anew() -> None:
+    """The network answers at once: nobody waits in vain."""
+    quick = 2
+
+    def serve(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        if number != quick:
+            never(connection, number)
+
+    with wire(serve) as server:
+        elevate = client(server.url, read_timeout=0.05)
+        held_back = []
+        for _ in range(quick + 1 + TIMEOUTS):
+            elevate.notify(SESSION)
+            held_back.append(elevate.is_held_back("UK"))
+    assert held_back == [False] * (quick + TIMEOUTS) + [True]
 
 
 def test_one_caller_probes_after_the_pause_and_its_success_closes_the_breaker() -> None:

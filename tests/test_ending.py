@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from emulated import Clock, FakeElevate
 from endings import FOREVER, Service, end, new_session, service_of, state, sweep
+from sessions.breaker import TIMEOUTS
 from sessions.ending import BACKOFF_LIMIT, backoff
 from sessions.settings import Settings
 from wire import read_request, wire
@@ -40,6 +41,18 @@ def test_an_unavailable_elevate_means_kept_and_the_sweep_delivers(
     clock.turn(2 * settings.retry_base)
     assert sweep(service).counts["delivered"] == 1
     assert state(service, session) == "ended"
+
+
+def test_what_was_not_sent_is_no_attempt(
+    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
+) -> None:
+    """Attempts decide how long the next one has to wait."""
+    service = make(replace(settings, read_timeout=0.05))
+    elevate.markets = {"UK": (204, 0.3)}
+    sessions = [new_session() for _ in range(TIMEOUTS + 1)]
+    assert {end(service, session, clock).result for session in sessions} == {"kept"}
+    attempts = [service.ending.status(s.session_key)[0].attempts for s in sessions]
+    assert attempts == [1] * TIMEOUTS + [0]
 
 
 def test_a_rejection_is_told_with_its_status_and_may_be_asked_for_again(
