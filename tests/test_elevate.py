@@ -23,7 +23,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sessions.breaker import Breaker
+from sessions.breaker import PAUSE, TIMEOUTS, Breaker
 from sessions.connection import AT_ONCE
 from sessions.dialects import STOREFRONT_V3, WEB_V2, Dialect
 from sessions.elevate import RETRY_AFTER_LIMIT, Elevate, query_of
@@ -144,6 +144,7 @@ def test_any_market_and_key_arrive_intact(market: str, key: str) -> None:
         ("403 Forbidden", "rejected"),
         ("404 Not Found", "rejected"),
         ("408 Request Timeout", "unavailable"),
+        ("425 Too Early", "unavailable"),
         ("429 Too Many Requests", "unavailable"),
         ("500 Internal Server Error", "unavailable"),
         ("502 Bad Gateway", "unavailable"),
@@ -468,6 +469,12 @@ def test_an_answer_that_does_not_end_in_time_is_a_time_out(
         assert time.monotonic() - started < 3
 
 
+def test_the_read_time_out_is_for_the_whole_answer() -> None:
+    with wire(drip(endless(b"H"))) as server:
+        outcome = client(server.url, read_timeout=1).notify(SESSION)
+    assert 900 < outcome.latency_ms < 1800
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -675,6 +682,24 @@ def test_quick_failures_do_not_open_the_breaker() -> None:
     assert elevate.notify(SESSION).reason.startswith("NewConnectionError")
 
 
+def test_a_quick_failure_between_time_outs_counts_from_anew() -> None:
+    """The network answers at once: nobody waits in vain."""
+    quick = 2
+
+    def serve(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        if number != quick:
+            never(connection, number)
+
+    with wire(serve) as server:
+        elevate = client(server.url, read_timeout=0.05)
+        held_back = []
+        for _ in range(quick + 1 + TIMEOUTS):
+            elevate.notify(SESSION)
+            held_back.append(elevate.is_held_back("UK"))
+    assert held_back == [False] * (quick + TIMEOUTS) + [True]
+
+
 def test_one_caller_probes_after_the_pause_and_its_success_closes_the_breaker() -> None:
     now = [1000.0]
     breaker = Breaker(lambda: now[0])
@@ -690,6 +715,20 @@ def test_one_caller_probes_after_the_pause_and_its_success_closes_the_breaker() 
     assert breaker.lets_through("UK")
     breaker.answered("UK")
     assert all(breaker.lets_through("UK") for _ in range(4))
+
+
+def test_many_functions_do_not_probe_in_step() -> None:
+    now = [1000.0]
+    breakers = [Breaker(lambda: now[0]) for _ in range(100)]
+    for breaker in breakers:
+        for _ in range(TIMEOUTS):
+            breaker.timed_out("UK")
+    probing = []
+    for at in (0.49, 0.75, 1.01):
+        now[0] = 1000 + at * PAUSE
+        probing.append(sum(not breaker.is_open("UK") for breaker in breakers))
+    assert (probing[0], probing[2]) == (0, 100)
+    assert 10 < probing[1] < 90
 
 
 # -- TLS ---------------------------------------------------------------------------------------

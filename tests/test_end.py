@@ -4,7 +4,7 @@ import base64
 import json
 import time
 from typing import Any
-from urllib.parse import parse_qs, urljoin, urlsplit
+from urllib.parse import parse_qs, quote, urljoin, urlsplit
 
 import pytest
 
@@ -76,6 +76,17 @@ def test_the_place_to_look_is_where_url_rules_lead_whatever_the_key_and_the_base
         assert status["statusCode"] == 200
 
 
+def test_the_place_to_look_holds_whatever_the_market_is_called(
+    elevate: FakeElevate, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = "Sverige & Norge/ü"
+    monkeypatch.setenv("MARKETS", quote(market))
+    forget()
+    elevate.statuses = [503]
+    location = call(with_body("api_end", market=market))["headers"]["Location"]
+    assert parse_qs(urlsplit(location).query, strict_parsing=True) == {"market": [market]}
+
+
 def test_a_rejection_answers_422(elevate: FakeElevate) -> None:
     elevate.statuses = [400]
     answer = call(sample("api_end"))
@@ -136,6 +147,32 @@ def test_16_kb_are_taken_and_a_byte_more_is_not() -> None:
     largest = body + " " * (16 * 1024 - len(body))
     assert call(sample("api_end", body=largest))["statusCode"] == 204
     assert call(sample("api_end", body=largest + " "))["statusCode"] == 413
+
+
+def test_16_kb_are_bytes_not_characters() -> None:
+    body = json.dumps({"market": "ü" * 9000}, ensure_ascii=False)
+    assert call(sample("api_end", body=body))["statusCode"] == 413
+
+
+def test_a_name_that_is_given_twice_is_refused(elevate: FakeElevate) -> None:
+    """Readers disagree which of the two counts."""
+    body = sample("api_end")["body"].rstrip().removesuffix("}") + ', "market": "UK"}'
+    answer = call(sample("api_end", body=body))
+    assert (answer["statusCode"], problem(answer)["errors"][0]["field"]) == (400, "body")
+    assert elevate.received == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"body": "{"}, {"body": " " * 20_000}, {"headers": {}}, {"isBase64Encoded": True}],
+    ids=["no JSON", "too large", "not declared JSON", "base64"],
+)
+def test_what_is_refused_before_its_schema_is_looked_at_is_counted_too(
+    changes: dict[str, Any], capsys: pytest.CaptureFixture[str], log: Any
+) -> None:
+    assert call(sample("api_end", **changes))["statusCode"] in (400, 413, 415)
+    assert '"Invalid":[1.0]' in capsys.readouterr().out
+    assert [line["message"] for line in log()] == ["refused"]
 
 
 def test_a_fault_of_ours_is_a_500_that_tells_nothing(
@@ -206,6 +243,17 @@ def test_an_event_that_nothing_took_is_delivered_again(elevate: FakeElevate, now
     elevate.statuses = [503]
     with pytest.raises(NotKept):
         end.handle(sample("session_ended"), Context())
+
+
+def test_what_is_lost_comes_again_though_a_part_is_invalid(
+    elevate: FakeElevate, nowhere: None
+) -> None:
+    """Only what is said to be not kept is delivered again by Lambda."""
+    elevate.statuses = [503]
+    event = sample("sessions_ended")
+    event["detail"]["sessions"].append({"market": "UK"})
+    with pytest.raises(NotKept, match="2 of 2"):
+        end.handle(event, Context())
 
 
 def test_an_unexpected_error_names_no_key(

@@ -1,8 +1,10 @@
 """Claim → notify → settle, with a real registry and an Elevate that answers as told."""
 
 import json
+import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emulated import Clock, FakeElevate
-from endings import FOREVER, Service, end, new_session, state, sweep
+from endings import FOREVER, Service, end, new_session, service_of, state, sweep
+from sessions.breaker import TIMEOUTS
 from sessions.ending import BACKOFF_LIMIT, backoff
 from sessions.settings import Settings
+from wire import read_request, wire
 
 type Log = Callable[[], list[dict[str, Any]]]
 
@@ -37,6 +41,18 @@ def test_an_unavailable_elevate_means_kept_and_the_sweep_delivers(
     clock.turn(2 * settings.retry_base)
     assert sweep(service).counts["delivered"] == 1
     assert state(service, session) == "ended"
+
+
+def test_what_was_not_sent_is_no_attempt(
+    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
+) -> None:
+    """Attempts decide how long the next one has to wait."""
+    service = make(replace(settings, read_timeout=0.05))
+    elevate.markets = {"UK": (204, 0.3)}
+    sessions = [new_session() for _ in range(TIMEOUTS + 1)]
+    assert {end(service, session, clock).result for session in sessions} == {"kept"}
+    attempts = [service.ending.status(s.session_key)[0].attempts for s in sessions]
+    assert attempts == [1] * TIMEOUTS + [0]
 
 
 def test_a_rejection_is_told_with_its_status_and_may_be_asked_for_again(
@@ -98,6 +114,23 @@ def test_without_a_registry_elevate_is_notified_all_the_same(
     assert len(elevate.received) == 1
 
 
+def test_without_a_registry_the_caller_is_told_when_to_come_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: Clock, elevate: FakeElevate
+) -> None:
+    """As Elevate wishes, or else after the time of a first retry."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+
+    def busy(connection: socket.socket, number: int) -> None:
+        header = b"" if number else b"Retry-After: 77\r\n"
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n" + header + b"\r\n")
+
+    with wire(busy) as server:
+        service = service_of(replace(settings, elevate_url=server.url), clock)
+        told = [end(service, new_session(), clock).retry_after for _ in range(2)]
+    assert told == [77, settings.retry_base]
+
+
 def test_a_sweep_without_a_registry_says_so_and_does_not_raise(without_registry: Service) -> None:
     assert sweep(without_registry).stopped == "registry"
 
@@ -113,6 +146,11 @@ def test_backoff_has_full_jitter_up_to_a_limit(attempts: int) -> None:
 @given(st.integers(min_value=0, max_value=BACKOFF_LIMIT))
 def test_backoff_honours_elevates_wish(retry_after: int) -> None:
     assert retry_after < backoff(30, 1, retry_after) <= retry_after + 30
+
+
+def test_those_whom_elevate_told_to_wait_do_not_all_come_back_at_once() -> None:
+    assert {backoff(30, 1, 60) for _ in range(2000)} == set(range(61, 91))
+    assert {backoff(30, 1) for _ in range(4000)} == set(range(1, 61))
 
 
 def test_each_notification_has_one_line_without_a_key(

@@ -306,12 +306,19 @@ def test_a_slow_registry_is_given_up(
     assert time.monotonic() - started < 15
 
 
-def test_throttled_statements_are_tried_again(
-    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("ThrottlingError", "ProvisionedThroughputExceeded", "RequestLimitExceeded"),
+        *("InternalServerError", "TransactionConflict"),
+    ],
+)
+def test_statements_that_fail_for_a_moment_are_tried_again(
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate, code: str
 ) -> None:
     tracked(service, clock, 30)
     clock.turn(1800)
-    rejections = iter(["ThrottlingError", "ProvisionedThroughputExceeded"] * 4)
+    rejections = iter([code] * 8)
     dynamo.statement_errors = lambda statements: {
         n: code
         for n, code in zip(range(len(statements)), itertools.islice(rejections, 1), strict=False)
@@ -402,6 +409,28 @@ def test_one_duplicate_does_not_make_a_long_list_of_tracks_run_one_by_one(
     clock.turn(1800)
     rows = [row for shard in ALL_SHARDS for row in service.registry.due(shard, int(clock())).rows]
     assert [row.interactive for row in rows if row.session == clicked.session] == [True]
+
+
+def test_tracks_of_one_session_keep_their_order(
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock
+) -> None:
+    """The first is slow; the second, a sign-in, is the last word all the same."""
+    first, second = itertools.count(), threading.Event()
+
+    def hold_the_first(operation: str) -> None:
+        if next(first):
+            second.set()
+        else:
+            second.wait(0.5)
+
+    dynamo.before = hold_the_first
+    session = new_session()
+    signed_in = replace(session, customer_key=str(uuid.uuid4()))
+    activities = [Activity(one, int(clock.now)) for one in (session, signed_in)]
+    service.ending.track_all(activities, time.monotonic() + 60)
+    clock.turn(1800)
+    rows = [row for shard in ALL_SHARDS for row in service.registry.due(shard, int(clock())).rows]
+    assert [row.session for row in rows] == [signed_in]
 
 
 def test_a_batch_that_fails_as_a_whole_leaves_its_rows_due(

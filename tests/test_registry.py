@@ -87,6 +87,16 @@ def test_activity_within_the_slack_is_not_written(
     assert item(dynamodb, settings, session)["activeAt"]["N"] == str(int(clock.now))
 
 
+def test_the_slack_is_a_tenth_of_a_short_idle_time(settings: Settings, clock: Clock) -> None:
+    registry = Registry(replace(settings, idle=100), clock=clock)
+    session = new_session()
+    track(registry, session, clock)
+    clock.turn(11)
+    track(registry, session, clock)
+    clock.turn(99)
+    assert due(registry, clock) == []
+
+
 def test_sign_in_replaces_the_customer_key_at_once(registry: Registry, clock: Clock) -> None:
     before = new_session()
     after = replace(before, customer_key=str(uuid.uuid4()))
@@ -307,7 +317,7 @@ def test_rejected_sessions_can_be_made_due_again(registry: Registry, clock: Cloc
     assert [row.session for row in rows] == [session]
     assert registry.retry_rejected(rows, lambda: int(clock.now)) == Written(rows, [])
     assert registry.retry_rejected(rows, lambda: int(clock.now)) == Written([], [])
-    assert [row.session for row in due(registry, clock)] == [session]
+    assert [(row.session, row.attempts) for row in due(registry, clock)] == [(session, 0)]
 
 
 def test_a_kept_end_is_due_at_once(registry: Registry, clock: Clock) -> None:
@@ -332,7 +342,9 @@ def test_a_kept_end_is_a_sign_of_life_unless_a_later_one_is_known(
     assert [row.active_at for row in due(registry, clock)] == [tracked_at + 60]
 
 
-def test_expired_rows_are_counted_once(registry: Registry, clock: Clock) -> None:
+def test_expired_rows_are_counted_once_and_hold_no_personal_data(
+    registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
+) -> None:
     session = new_session()
     track(registry, session, clock)
     clock.turn(IDLE)
@@ -340,6 +352,9 @@ def test_expired_rows_are_counted_once(registry: Registry, clock: Clock) -> None
     assert [row.session for row in registry.expire(rows).done] == [session]
     assert registry.expire(rows) == Written([], [])
     assert state(registry, session) == "expired"
+    left = item(dynamodb, settings, session)
+    assert not {"customerKey", "userContext", "dueAt", "sweepShard"} & set(left)
+    assert int(left["expiresAt"]["N"]) == int(clock.now) + settings.retention
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,19 @@ def test_a_retry_of_what_was_rejected_goes_on_with_its_market(
     assert len(put) == 1
 
 
+def test_what_the_bus_does_not_take_is_not_said_to_be_handed_over(
+    application: Application, monkeypatch: pytest.MonkeyPatch, log: Any
+) -> None:
+    class Full:
+        def put_events(self, Entries: list[dict[str, Any]]) -> dict[str, Any]:
+            return {"FailedEntryCount": len(Entries) - 1}
+
+    monkeypatch.setattr("handler.events.bus", Full)
+    quiet(application, 40)
+    sweep.handle(sample("scheduled_sweep"), Context(seconds=5))
+    assert (line(log)["left"] > 1, line(log)["handed_over"]) == (True, 1)
+
+
 def test_a_bus_that_takes_nothing_is_no_failure_of_the_sweep(
     application: Application, monkeypatch: pytest.MonkeyPatch, log: Any
 ) -> None:

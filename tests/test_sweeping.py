@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError
 
 from emulated import Clock, FakeElevate
 from endings import FOREVER, IDLE, Service, end, new_session, state, sweep, tracked
+from sessions.breaker import TIMEOUTS
 from sessions.dialects import STOREFRONT_V3
 from sessions.elevate import Elevate
 from sessions.ending import BACKOFF_LIMIT
@@ -204,6 +205,87 @@ def test_out_of_time_a_sweep_sends_nothing_and_names_what_is_left(
     assert rest.counts["delivered"] == 40
 
 
+def test_the_last_notification_leaves_time_for_its_answer_and_for_settling(
+    service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
+) -> None:
+    tracked(service, clock, 3)
+    clock.turn(IDLE)
+    needed = 2 * settings.connect_timeout + settings.read_timeout + SETTLE_RESERVE
+    assert sweep(service, time.monotonic() + needed - 1).stopped == "time"
+    assert elevate.received == []
+    assert sweep(service, time.monotonic() + needed + 10).counts["delivered"] == 3
+
+
+@pytest.fixture
+def slowly(
+    settings: Settings, make: Callable[[Settings], Service], elevate: FakeElevate
+) -> tuple[Service, float]:
+    """Return a sweeper of one thread, and what it needs after its last notification (seconds)."""
+    elevate.markets = {"UK": (204, 1.2)}
+    service = make(replace(settings, concurrency=1, connect_timeout=1, read_timeout=3))
+    return service, 5 + SETTLE_RESERVE
+
+
+def test_out_of_time_in_the_middle_a_batch_is_given_back(
+    slowly: tuple[Service, float], clock: Clock, elevate: FakeElevate
+) -> None:
+    service, needed = slowly
+    sessions = tracked(service, clock, 30)
+    clock.turn(IDLE)
+    report = sweep(service, time.monotonic() + needed + 1)
+    assert report.stopped == "time"
+    assert report.counts["delivered"] == len(elevate.received) == 1
+    due = {s.session_key for s in sessions} - set(elevate.keys())
+    assert set(report.left) == {shard_of(key, 8) for key in due}, "where any is left"
+    elevate.markets = {}
+    assert service.sweeper.sweep(report.left, FOREVER).counts["delivered"] == len(due)
+    assert len(set(elevate.keys())) == len(elevate.keys())
+
+
+def test_a_sweep_that_did_all_of_it_just_in_time_was_not_stopped(
+    slowly: tuple[Service, float], clock: Clock
+) -> None:
+    """Its last answer comes when there is no time for another."""
+    service, needed = slowly
+    tracked(service, clock, 1)
+    clock.turn(IDLE)
+    report = sweep(service, time.monotonic() + needed + 1)
+    assert (report.counts["delivered"], report.stopped, report.left) == (1, "", [])
+
+
+def test_each_notification_is_logged_when_it_happens(
+    slowly: tuple[Service, float], clock: Clock, elevate: FakeElevate, log: Log
+) -> None:
+    """What a killed sweep has sent is in the log."""
+    service, _ = slowly
+    elevate.markets, lines = {}, list[int]()
+    elevate.before_answer = lambda: lines.append(len(log()))
+    tracked(service, clock, 3)
+    clock.turn(IDLE)
+    sweep(service)
+    assert lines == [0, 1, 2]
+
+
+def test_what_is_held_back_is_not_claimed(
+    settings: Settings,
+    make: Callable[[Settings], Service],
+    clock: Clock,
+    elevate: FakeElevate,
+    item: Callable[[Session], dict[str, Any]],
+) -> None:
+    """Its visitor may come back, and its end may be asked for."""
+    service = make(replace(settings, read_timeout=0.05))
+    (session,) = tracked(service, clock, 1)
+    elevate.markets = {"UK": (204, 0.3)}
+    for _ in range(TIMEOUTS):
+        end(service, new_session(), clock)
+    clock.turn(IDLE)
+    before = item(session)
+    report = sweep(service)
+    assert (report.counts["claimed"], report.stopped) == (0, "elevate")
+    assert item(session) == before
+
+
 def test_two_sweeps_at_once_send_each_session_once(
     settings: Settings,
     make: Callable[[Settings], Service],
@@ -281,6 +363,18 @@ def test_rejected_sessions_are_retried_by_market(
     assert sweep(service).counts["delivered"] == 1
     assert (state(service, british), state(service, swedish)) == ("rejected", "ended")
     assert service.sweeper.retry_rejected(None, ALL_SHARDS, FOREVER).counts["claimed"] == 1
+
+
+def test_rejected_sessions_are_retried_over_a_minute(
+    service: Service, clock: Clock, elevate: FakeElevate
+) -> None:
+    elevate.statuses = [400]
+    for session in (sessions := [new_session() for _ in range(40)]):
+        end(service, session, clock)
+    service.sweeper.retry_rejected(None, ALL_SHARDS, FOREVER)
+    due = [service.ending.status(session.session_key)[0].due_at for session in sessions]
+    assert {at - int(clock.now) for at in due if at} <= set(range(61))
+    assert len(set(due)) > 10
 
 
 @pytest.mark.parametrize(("before", "after"), [(8, 2), (2, 8), (32, 1)])

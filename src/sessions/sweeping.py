@@ -117,8 +117,9 @@ class Sweeper:
         report.counts.update(due.counts)
         report.given_up = sorted(lanes.given_up)
         if late is not None:
-            report.stopped = "time"
             report.left = sorted({*late, *due.unfinished, *lanes.left})
+        if report.left:
+            report.stopped = "time"
         elif "elevate" in lanes.given_up.values():
             report.stopped = "elevate"
         elif lanes.given_up or due.failed:
