@@ -4,7 +4,7 @@ import base64
 import json
 import time
 from typing import Any
-from urllib.parse import parse_qs, quote, urljoin, urlsplit
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 import pytest
 
@@ -74,17 +74,6 @@ def test_the_place_to_look_is_where_url_rules_lead_whatever_the_key_and_the_base
         status = track.handle(looked, Context())
         assert status is not None
         assert status["statusCode"] == 200
-
-
-def test_the_place_to_look_holds_whatever_the_market_is_called(
-    elevate: FakeElevate, application: Application, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    market = "Sverige & Norge/ü"
-    monkeypatch.setenv("MARKETS", quote(market))
-    forget()
-    elevate.statuses = [503]
-    location = call(with_body("api_end", market=market))["headers"]["Location"]
-    assert parse_qs(urlsplit(location).query, strict_parsing=True) == {"market": [market]}
 
 
 def test_a_rejection_answers_422(elevate: FakeElevate) -> None:
