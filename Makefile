@@ -8,7 +8,7 @@ export SAM_CLI_TELEMETRY := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test unit explore fuzz verify bench status session forget session-hash sweep retry-rejected redrive tail smoke docs check scan audit sbom format build lock clean
+.PHONY: help run demo test unit explore fuzz mutate verify bench status session forget session-hash sweep retry-rejected redrive tail smoke docs check scan audit sbom format build lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ explore: $(VENV)/installed ## Let Hypothesis look for new counterexamples
 
 fuzz: $(VENV)/installed ## Fuzz the deployed API for two minutes (FUZZ=seconds, SEED=…)
 	FUZZ=$(or $(FUZZ),120) SEED=$(or $(SEED),$$(date +%s)) $(BIN)/pytest -n 0 -s tests/stack/test_access.py -k right_answer
+
+mutate: $(VENV)/installed ## List changes of the code that no test notices (MODULE=lifetime; all take hours)
+	@nice $(BIN)/python tests/mutate.py $(MODULE)
 
 verify: $(VENV)/installed ## Break everything under load, then count what was lost (N=2000)
 	@PYTHONPATH=src $(BIN)/python -m local.verify $(N)
@@ -120,7 +123,7 @@ LOCK := --quiet --upgrade --universal --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
 clean: ## Remove everything that was generated here
-	rm -rf $(VENV) .aws-sam .local .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .aws-sam .local .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants
 
 # Everything that runs here comes from the lock file; it is installed again only when that changed.
 $(VENV)/installed: requirements-dev.txt

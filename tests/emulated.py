@@ -3,19 +3,14 @@
 import contextlib
 import http.server
 import io
-import itertools
 import json
 import logging
 import os
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -23,6 +18,7 @@ import botocore.session
 import pytest
 from aws_lambda_powertools import Logger
 
+from emulator import ministack
 from registry_table import create_table
 from sessions.settings import Settings
 from sessions.telemetry import Telemetry
@@ -107,44 +103,16 @@ def elevate() -> Iterator[FakeElevate]:
 @pytest.fixture(scope="session")
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start MiniStack for the tests that need no deployed stack; return its endpoint."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("ministack")
-    environment = os.environ | {
-        "GATEWAY_PORT": str(port),
-        "BIND_HOST": "127.0.0.1",
-        "SFTP_ENABLED": "0",
-        "IOT_MTLS_ENABLED": "0",
-        "LOG_LEVEL": "WARNING",
-        "TMPDIR": str(folder),
-    }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("ministack")], env=environment, stdout=log, stderr=log
-        )
-    endpoint = f"http://127.0.0.1:{port}"
-    _wait_until_ready(f"{endpoint}/_ministack/health", process)
-    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    changes = credentials | {"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "eu-west-1"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in changes.items():
-            patch.setenv(name, value)
-        yield endpoint
-    process.terminate()
-    process.wait(10)
-
-
-def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                json.load(answer)
-                return
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+    # One may run already, as for the many short runs of `make mutate`.
+    running = os.environ.get("MINISTACK")
+    with contextlib.nullcontext(running) if running else ministack(folder) as endpoint:
+        credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+        changes = credentials | {"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "eu-west-1"}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in changes.items():
+                patch.setenv(name, value)
+            yield endpoint
 
 
 @pytest.fixture(scope="session")
@@ -166,13 +134,10 @@ def log() -> Callable[[], list[dict[str, Any]]]:
     return lambda: [json.loads(line) for line in written.getvalue().splitlines()]
 
 
-_tables = itertools.count()
-
-
 @pytest.fixture
 def settings(dynamodb: Any, elevate: FakeElevate) -> Settings:
     """Return settings with an empty registry of their own, 30 minutes idle, a day's limit."""
-    name = f"registry-{next(_tables)}"
+    name = f"registry-{uuid.uuid4()}"
     create_table(dynamodb, name)
     return Settings(
         table_name=name,
