@@ -23,13 +23,13 @@ test: $(VENV)/installed ## Run all tests, those on the deployed stack included
 	$(BIN)/pytest
 
 unit: $(VENV)/installed ## Run the tests that need no deployed stack
-	$(BIN)/pytest --ignore tests/stack
+	$(BIN)/pytest --ignore tests/stack --ignore tests/access
 
 explore: $(VENV)/installed ## Let Hypothesis look for new counterexamples
-	$(BIN)/pytest --ignore tests/stack --hypothesis-profile explore -k "$(or $(K),TestSessions)"
+	$(BIN)/pytest --ignore tests/stack --ignore tests/access --hypothesis-profile explore -k "$(or $(K),TestSessions)"
 
 fuzz: $(VENV)/installed ## Fuzz the deployed API for two minutes (FUZZ=seconds, SEED=…)
-	FUZZ=$(or $(FUZZ),120) SEED=$(or $(SEED),$$(date +%s)) $(BIN)/pytest -n 0 -s tests/stack/test_access.py -k right_answer
+	FUZZ=$(or $(FUZZ),120) SEED=$(or $(SEED),$$(date +%s)) $(BIN)/pytest -n 0 -s tests/access/test_access.py -k right_answer
 
 mutate: $(VENV)/installed ## List changes of the code that no test notices (MODULE=lifetime; all take hours)
 	@nice $(BIN)/python tests/mutate.py $(MODULE)

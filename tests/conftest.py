@@ -11,7 +11,7 @@ pytest_plugins = ["browser", "emulated", "endings", "handlers"]
 
 
 # Where all tests share one deployed stack.
-STACKS = ("tests/stack/test_access.py", "tests/stack/")
+STACKS = ("tests/access/", "tests/stack/")
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]

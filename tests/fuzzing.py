@@ -1,4 +1,4 @@
-"""What schemathesis checks of each answer beside its own checks (tests/stack/test_access.py)."""
+"""What schemathesis checks of each answer beside its own checks (tests/access/test_access.py)."""
 
 import json
 

@@ -244,5 +244,5 @@ def test_rules_rates_and_quotas_hold(stack: Stack) -> None:
             refused.add(json.loads(body)["detail"])
         else:
             taken += 1
-    assert refused == {"Too many calls at once; try again.", "The quota of the day is used up."}
+    assert refused == {"Too many calls at once; try again.", "The daily quota is used up."}
     assert taken == 2
