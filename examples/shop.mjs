@@ -3,7 +3,8 @@ import { createServer } from "node:http";
 import { json } from "node:stream/consumers";
 import { ElevateSessions } from "./elevate-sessions.mjs";
 
-const { URL: url, KEY: apiKey, MARKET: market = "UK", PORT: port = "8080" } = process.env;
+const { URL: url, KEY: apiKey, MARKET, PORT: port = "8080" } = process.env;
+const market = MARKET || "UK";
 const sessions = new ElevateSessions(url, apiKey);
 
 const routes = {
