@@ -26,7 +26,7 @@ PRIVILEGES = {
     "BatchExecuteStatement": "dynamodb:PartiQLUpdate",
     "PutEvents": "events:PutEvents",
 }
-# What Lambda does for a function, under the function's role: lines and dead letters.
+# What Lambda does for a function, under the function's role: log lines and dead-letter messages.
 LAMBDAS_OWN = {"logs:CreateLogStream", "logs:PutLogEvents", "sqs:SendMessage"}
 
 

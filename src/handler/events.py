@@ -1,6 +1,6 @@
 """EventBridge: events in, hand-overs out.
 
-An event that cannot be done whole raises, and so reaches the dead letters by Lambda's own way.
+If part of an event cannot be done, it raises: Lambda then makes it a dead-letter message.
 """
 
 import json

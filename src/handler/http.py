@@ -123,8 +123,8 @@ def unavailable(detail: str, retry_after: int = RETRY_AFTER_SECONDS) -> Problem:
 def rejected(status: HTTPStatus, elevate_status: int | None, reason: str) -> Problem:
     """Return the problem of an end that Elevate refuses for good."""
     detail = "Elevate rejected the end notification."
-    told: dict[str, Any] = {"elevateStatus": elevate_status, "elevateReason": reason}
-    return Problem(status, "rejected", detail, **told)
+    members: dict[str, Any] = {"elevateStatus": elevate_status, "elevateReason": reason}
+    return Problem(status, "rejected", detail, **members)
 
 
 def lost(retry_after: int) -> Problem:

@@ -91,9 +91,9 @@ class Telemetry:
         self, operation: str, error: Exception | str, session: Session | None = None
     ) -> None:
         """Write the line of a call, or of one statement (by its code), that DynamoDB refused."""
-        told = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
         self._write(
-            self._logger.warning, "registry failed", session, operation=operation, error=told
+            self._logger.warning, "registry failed", session, operation=operation, error=text
         )
         self.count("RegistryFailed")
 
