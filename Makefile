@@ -34,8 +34,8 @@ fuzz: $(VENV)/installed ## Fuzz the deployed API for two minutes (FUZZ=seconds, 
 mutate: $(VENV)/installed ## List changes of the code that no test notices (MODULE=lifetime; all take hours)
 	@nice $(BIN)/python tests/mutate.py $(MODULE)
 
-verify: $(VENV)/installed ## Break everything under load, then count what was lost (N=2000)
-	@PYTHONPATH=src $(BIN)/python -m local.verify $(N)
+verify: $(VENV)/installed ## Break everything under load, then count what was lost (N=2000, SEED=…)
+	@PYTHONPATH=src $(BIN)/python -m local.verify $(N) $(if $(SEED),--seed $(SEED))
 
 bench: $(VENV)/installed ## Measure beside what you would use instead (N=10000: growth up to there only)
 	@PYTHONPATH=.:src:tests $(BIN)/python bench/bench.py $(N)

@@ -519,7 +519,9 @@ def main() -> None:
         help="markets to accept, separated by commas; a comma in a name is %%2C; none accepts any",
     )
     parser.add_argument("--latency-ms", type=float, default=0.0, help="wait before each answer")
+    parser.add_argument("--seed", type=int, help="makes the draws of `flaky` the same in each run")
     options = parser.parse_args()
+    random.seed(options.seed)
     # Blocked before the thread starts, the signals wait for sigwait and interrupt nothing.
     signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)

