@@ -268,6 +268,8 @@ class Sessions(RuleBasedStateMachine):
             elif state == "ending":
                 # Nobody was promised anything by the claim alone: it goes in the end.
                 assert "dueAt" in row or "expiresAt" in row
+                is_promised = row["sessionKey"]["S"] in self.kept - self.over
+                assert not (is_promised and "expiresAt" in row)
             else:
                 assert state in ("open", "retrying")
                 assert int(row["sweepShard"]["N"]) in ALL_SHARDS

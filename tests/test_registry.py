@@ -187,7 +187,19 @@ def test_an_explicit_claim_writes_no_index_and_leaves_nothing_behind_for_ever(
     assert {"dueAt", "sweepShard"} <= set(kept), "who comes while it is in flight is kept"
     assert "expiresAt" not in kept
     clock.turn(LEASE_SECONDS)
-    assert isinstance(registry.claim(session, int(clock.now)), Claim)
+    claim(registry, session, clock)
+    assert "expiresAt" not in item(dynamodb, settings, session), "it was promised an end"
+
+
+def test_a_rejected_session_that_is_claimed_again_is_not_kept_for_ever(
+    registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
+) -> None:
+    """Its caller was told of the rejection; if the owner of the new claim dies, nothing is owed."""
+    session = new_session()
+    rejected = Settlement("rejected", None, 1, 400, "no")
+    registry.settle([(claim(registry, session, clock), rejected)])
+    claim(registry, session, clock)
+    assert "expiresAt" in item(dynamodb, settings, session)
 
 
 def test_a_lease_that_ran_out_settles_nothing(registry: Registry, clock: Clock) -> None:
@@ -280,10 +292,10 @@ def test_a_claim_whose_answer_was_lost_is_found_again(
     assert isinstance(claimed, Claim)
 
 
-def test_a_page_is_claimed_in_batches_and_each_statement_for_itself(
+def test_each_statement_of_a_batch_stands_for_itself(
     registry: Registry, clock: Clock
 ) -> None:
-    sessions = [new_session() for _ in range(2 * BATCH + 3)]
+    sessions = [new_session() for _ in range(BATCH)]
     for session in sessions:
         track(registry, session, clock)
     clock.turn(IDLE)

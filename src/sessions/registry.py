@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import batched
 from random import SystemRandom
 from typing import Any, Literal
 
@@ -115,10 +114,13 @@ class Registry:
         written down, so that it outlives a failure of theirs. Raises UnreadableRow.
         """
         now, lease = self._now(), uuid.uuid4().hex
-        update = statements.claim(session, asked_at, now, lease, self._settings)
-        claimed, item = self._update(update, "ALL_NEW")
-        if claimed:
-            return Claim(row_of(item), lease, now)
+        wanted = session, asked_at, now, lease, self._settings
+        for promised in (False, True):
+            claimed, item = self._update(statements.claim(*wanted, promised=promised), "ALL_NEW")
+            if claimed:
+                return Claim(row_of(item), lease, now)
+            if not {"requestedAt", "dueAt"} <= item.keys():
+                break
         state = item.get("state", {}).get("S")
         if state == "ended":
             if "requestedAt" not in item:
@@ -195,6 +197,8 @@ class Registry:
             [one for one in settlements if one[1].state != "open"],
             lambda one: statements.settle(*one, now, settings),
         )
+        if len(written.done) == len(settlements):
+            return written
         left = [one for one in settlements if one not in written.done]
         asked = self._write(
             [one for one in left if one[1].state == "ended"],
@@ -225,24 +229,25 @@ class Registry:
             answer = self._call(
                 "update_item", TableName=self._table, ReturnValues=returned, **update
             )
-        except _ConditionFailed as failed:
-            return False, failed.item
+        except ClientError as refused:
+            return False, refused.response.get("Item", {})  # type: ignore[return-value]
         return True, answer.get("Attributes", {})
 
     def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Call DynamoDB; raises RegistryUnavailable, and ClientError where a condition fails."""
         try:
             answer: dict[str, Any] = getattr(self._client, operation)(**arguments)
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
             if code == "ConditionalCheckFailedException":
-                raise _ConditionFailed(error.response.get("Item", {})) from None  # type: ignore[arg-type]
+                raise
             raise RegistryUnavailable(code) from None
         except BotoCoreError as error:
             raise RegistryUnavailable(type(error).__name__) from None
         return answer
 
     def _write[T](self, many: Sequence[T], statement: Callable[[T], Statement]) -> Written[T]:
-        """Run a statement for each, 25 at a time.
+        """Run a statement for each of at most 25.
 
         A throttled one is tried again with backoff. One that fails in the end leaves its row as it
         was, and so due. Raises RegistryUnavailable only if nothing was written.
@@ -254,29 +259,19 @@ class Registry:
                 break
             if tries:
                 time.sleep(_random.uniform(0, 0.025 * 2**tries))
-            momentary: list[tuple[T, Statement]] = []
-            codes: list[str] = []
-            chunks = list(batched(left, BATCH, strict=False))
-            for number, chunk in enumerate(chunks):
-                try:
-                    answers = self._execute([worded for _, worded in chunk])
-                except RegistryUnavailable as error:
-                    if not written.done:
-                        raise
-                    unwritten = len(momentary) + sum(map(len, chunks[number:]))
-                    written.failed.extend([str(error)] * unwritten)
-                    return written
-                for one, code in zip(chunk, answers, strict=True):
-                    if code is None:
-                        written.done.append(one[0])
-                    elif code in _MOMENTARY:
-                        momentary.append(one)
-                        codes.append(code)
-                    elif code != _REFUSED:
-                        written.failed.append(code)
-            left = momentary
-        else:
-            written.failed.extend(codes)
+            try:
+                answers = self._execute([worded for _, worded in left])
+            except RegistryUnavailable as error:
+                if not written.done:
+                    raise
+                answers = [str(error)] * len(left)
+            again = [one for one, code in zip(left, answers, strict=True) if code in _MOMENTARY]
+            for (one, _), code in zip(left, answers, strict=True):
+                if code is None:
+                    written.done.append(one)
+                elif code != _REFUSED and (code not in _MOMENTARY or tries == _BATCH_TRIES - 1):
+                    written.failed.append(code)
+            left = again
         return written
 
     def _execute(self, worded: list[Statement]) -> list[str | None]:
@@ -291,8 +286,3 @@ class Registry:
 
 def _is_alive(item: Item) -> bool:
     return item.get("state", {}).get("S") in {"open", "retrying"} and "requestedAt" not in item
-
-
-class _ConditionFailed(Exception):
-    def __init__(self, item: dict[str, Any]) -> None:
-        self.item = item

@@ -9,8 +9,9 @@ write. An explicit end enters the index only if it must be tried again:
     settle ─> finished: dueAt removed
               retrying: dueAt = now + backoff
 
-A row of somebody who was promised something is in the index and has no TTL. All others have one:
-finished rows, and a row that nothing but a claim has made, for its caller has no answer yet.
+An end that a caller was promised is in the index and has no TTL, whatever happens to later claims.
+Finished rows have one, and a row that a claim has made, for its caller has no answer yet. A claim
+that dies on a tracked session leaves one behind; the next sweep's claim takes it away.
 
 One row is written by UpdateItem, pages of rows by PartiQL statements in batches.
 """
@@ -38,6 +39,11 @@ _MAY_END = (
 CLAIM_CONDITION = (
     f"attribute_not_exists(sessionKey) OR (leaseUntil <= :now AND ({_MAY_END})) OR lease = :lease"
 )
+# Claim with a TTL. Protects an end that somebody was promised: if this claim dies too, it stays.
+UNPROMISED_CONDITION = (
+    f"({CLAIM_CONDITION}) AND NOT (attribute_exists(requestedAt) AND sweepShard >= :first"
+    " AND #state IN (:open, :retrying, :ending))"
+)
 # Record the wish to end a session that someone else is just ending: only if it is not over.
 KEEP_CONDITION = f"(attribute_not_exists(sessionKey) OR {_MAY_END})"
 # The same, if the wish is also the latest sign of life; Elevate's own limit counts from there.
@@ -59,7 +65,7 @@ TRACK_CONDITION = (
     " AND (activeAt < :stale OR (activeAt <= :activeAt AND ({changed}))))"
 )
 # A late event may still know that the visitor had clicked; that only ever lengthens the deadline.
-INTERACTIVE_CONDITION = "#state IN (:open, :retrying) AND attribute_not_exists(requestedAt)"
+INTERACTIVE_CONDITION = "#state IN (:open, :retrying)"
 
 # Claim by a sweep, or expire. Protects a session that was tracked, asked for, settled (perhaps
 # parked within the same second) or claimed since the index was read.
@@ -137,19 +143,25 @@ def note_interactive(session: Session) -> dict[str, Any]:
 
 
 def claim(
-    session: Session, asked_at: int, now: int, lease: str, settings: Settings
+    session: Session, asked_at: int, now: int, lease: str, settings: Settings, *, promised: bool
 ) -> dict[str, Any]:
-    """Take a lease on a session that is to be ended, tracked before or not."""
+    """Take a lease on a session that is to be ended, tracked before or not.
+
+    `promised` claims one whose end was promised before; any other claim leaves such a row alone.
+    """
     known, unknown = _identity(session)
     sets = {
         "state": "ending",
         "requestedAt": asked_at,
         "lease": lease,
         "leaseUntil": now + LEASE_SECONDS,
-        "expiresAt": now + settings.retention,
-    }
+    } | known
     defaults = {"activeAt": asked_at, "attempts": 0}
-    return _update(session, CLAIM_CONDITION, sets | known, defaults, unknown, {"now": now})
+    if promised:
+        return _update(session, CLAIM_CONDITION, sets, defaults, unknown, {"now": now})
+    sets["expiresAt"] = now + settings.retention
+    compared = {"now": now, "first": 0}
+    return _update(session, UNPROMISED_CONDITION, sets, defaults, unknown, compared)
 
 
 def keep(

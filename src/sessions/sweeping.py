@@ -135,7 +135,8 @@ class Sweeper:
         with ThreadPoolExecutor(1) as threads:
             parks = [parked(shard) for shard in shards]
             rejected = _DueRows(self._registry, self._telemetry, threads, parks, now)
-            wanted = (row for row in rejected if market in (None, row.session.market))
+            rows = takewhile(lambda _: time.monotonic() < until - SETTLE_RESERVE, rejected)
+            wanted = (row for row in rows if market in (None, row.session.market))
             for some in batched(wanted, BATCH, strict=False):
                 try:
                     written = self._registry.retry_rejected(
@@ -143,15 +144,12 @@ class Sweeper:
                     )
                 except RegistryUnavailable as error:
                     self._telemetry.registry_failed("retry", error)
-                    rejected.failed += 1
-                    break
+                    report.stopped = "registry"
+                    return report
                 failed = self._failed(written.failed)
                 report.counts.update(due=len(some), claimed=len(written.done), failed=failed)
-                if time.monotonic() > until - SETTLE_RESERVE:
-                    report.stopped = "time"
-                    report.left = sorted(parked(park) for park in rejected.unfinished)
-                    return report
-        report.stopped = "registry" if rejected.failed else ""
+        report.left = sorted(parked(park) for park in rejected.unfinished)
+        report.stopped = "time" if report.left else "registry" if rejected.failed else ""
         return report
 
     def _flow(
