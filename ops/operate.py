@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,10 +22,13 @@ from rich.table import Table
 
 from local.logs import as_json, follow, line_of, readable
 from ops.redrive import QUEUES, redrive_all, waiting
+from ops.rejected import rejected, retry
 from ops.target import Target, hint
 from sessions.session import MAX_SHARDS
 from sessions.telemetry import hashed
 
+# How many rows are written at once. It stays below boto3's ten connections.
+WRITERS = 8
 STATES = ("open", "retrying", "rejected", "ended", "expired")
 
 
@@ -236,8 +240,13 @@ def sweep(operator: Operator) -> None:
 @click.option("--market", help="Only sessions of this market.")
 def retry_rejected(operator: Operator, market: str | None) -> None:
     """Make rejected sessions due again. Fix first what they were rejected for."""
-    operator.target.put_event({"retry": "rejected"} | ({"market": market} if market else {}))
-    operator.show({"asked": True}, "Rejected sessions will be due again within a minute.")
+    target, now = operator.target, int(time.time())
+    dynamodb, table = target.client("dynamodb"), target.outputs["TableName"]
+    with operator.busy("Making them due again …"), ThreadPoolExecutor(WRITERS) as threads:
+        found = rejected(dynamodb, table, market or None)
+        due = sum(threads.map(lambda row: retry(dynamodb, table, row, now), found))
+    text = f"{due} rejected sessions are due again within a minute." if due else "None is rejected."
+    operator.show({"retried": due}, text)
 
 
 @command

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from emulated import Clock
+from ops.rejected import rejected, retry
 from sessions.elevate import Elevate
 from sessions.ending import End, Ending
 from sessions.lifetime import MINUTE
@@ -77,6 +78,17 @@ def tracked(
 def state(service: Service, session: Session) -> str:
     (status,) = service.ending.status(session.session_key)
     return status.state
+
+
+@pytest.fixture
+def retry_rejected(dynamodb: Any, settings: Settings, clock: Clock) -> Callable[..., int]:
+    """Return what makes rejected sessions due again, as an operator does, and counts them."""
+
+    def do(market: str | None = None) -> int:
+        found = list(rejected(dynamodb, settings.table_name, market))
+        return sum(retry(dynamodb, settings.table_name, row, int(clock.now)) for row in found)
+
+    return do
 
 
 @pytest.fixture

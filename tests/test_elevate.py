@@ -13,7 +13,7 @@ import textwrap
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,7 @@ def test_a_second_answer_is_never_another_sessions() -> None:
 
 
 def test_a_refusal_keeps_its_status_when_its_body_does_not_end() -> None:
-    slow = drip(iter([b"HTTP/1.1 400 Oh\r\nContent-Length: 9999\r\n\r\n", *[b"x"] * 9999]))
+    slow = drip([b"HTTP/1.1 400 Oh\r\nContent-Length: 9999\r\n\r\n", *[b"x"] * 9999])
     with wire(slow) as server:
         outcome = client(server.url).notify(SESSION)
     assert (outcome.kind, outcome.status, outcome.reason) == ("rejected", 400, "")
@@ -429,7 +429,7 @@ def never(connection: socket.socket, number: int) -> None:
         pass
 
 
-def drip(data: Iterator[bytes]) -> Callable[[socket.socket, int], None]:
+def drip(data: Iterable[bytes]) -> Callable[[socket.socket, int], None]:
     """Send a byte now and then: each arrives in time, the whole never does."""
 
     def serve(connection: socket.socket, number: int) -> None:
@@ -442,18 +442,13 @@ def drip(data: Iterator[bytes]) -> Callable[[socket.socket, int], None]:
     return serve
 
 
-def endless(piece: bytes) -> Iterator[bytes]:
-    while True:
-        yield piece
-
-
 @pytest.mark.parametrize(
     "serve",
     [
         never,
-        drip(endless(b"H")),
-        drip(iter([b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 90])),
-        drip(endless(b"HTTP/1.1 100 Continue\r\n\r\n")),
+        drip(itertools.repeat(b"H")),
+        drip([b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 90]),
+        drip(itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n")),
     ],
     ids=["hang", "endless status", "slow headers", "endless continue"],
 )
@@ -470,7 +465,7 @@ def test_an_answer_that_does_not_end_in_time_is_a_time_out(
 
 
 def test_the_read_time_out_is_for_the_whole_answer() -> None:
-    with wire(drip(endless(b"H"))) as server:
+    with wire(drip(itertools.repeat(b"H"))) as server:
         outcome = client(server.url, read_timeout=1).notify(SESSION)
     assert 900 < outcome.latency_ms < 1800
 

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from emulated import Clock
 from endings import Service
 from in_process_dynamodb import InProcessDynamoDB
+from ops.rejected import rejected, retry
 from registry_table import create_table
 from sessions.elevate import Elevate
 from sessions.ending import Ending
@@ -215,7 +216,15 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(trouble=TROUBLE)
     def retry_rejected(self, trouble: list[str]) -> None:
-        self.run(trouble, lambda service: service.sweeper.retry_rejected(None, [0], FOREVER))
+        """An operator does this: with a client of their own, and errors are shown to them."""
+        client, table = Troubled(self), self.settings.table_name
+
+        def use(service: Service) -> None:
+            with suppress(EndpointConnectionError):
+                for row in rejected(client, table):
+                    retry(client, table, row, int(self.clock.now))
+
+        self.run(trouble, use)
 
     @rule(minutes=st.sampled_from(MINUTES))
     def time_passes(self, minutes: float) -> None:
@@ -289,7 +298,7 @@ class Sessions(RuleBasedStateMachine):
         """In the end Elevate is well, and time passes: then nothing may be left."""
         self.answer, self.dies, self.others = "delivered", "", []
         self.clock.turn(LEASE_SECONDS + 1)
-        self.run([], lambda service: service.sweeper.retry_rejected(None, ALL_SHARDS, FOREVER))
+        self.retry_rejected([])
         for _ in range(6):
             self.clock.turn(3 * IDLE)
             self.run([], lambda service: service.sweeper.sweep(ALL_SHARDS, FOREVER))

@@ -181,7 +181,6 @@ def all_that_happens(
         world.end()
         world.due()
         world.sweep()
-    sweep.handle(sample("retry_rejected"), Context())
     world.elevate.statuses = [204]
     world.due(silent_for=world.application.settings.session_limit)
     world.sweep()  # expired

@@ -95,7 +95,6 @@ def drive_sweep(elevate: FakeElevate, others: Registry) -> None:
                 others.track(Activity(Session("UK", str(uuid.uuid4()), str(uuid.uuid4())), at))
         sweep.handle(sample("scheduled_sweep"), Context(seconds=1))  # handed over
         sweep.handle(sample("scheduled_sweep"), Context())
-        sweep.handle(sample("retry_rejected"), Context())
 
 
 @pytest.mark.parametrize("name", ["end", "track", "sweep"])

@@ -292,9 +292,7 @@ def test_a_claim_whose_answer_was_lost_is_found_again(
     assert isinstance(claimed, Claim)
 
 
-def test_each_statement_of_a_batch_stands_for_itself(
-    registry: Registry, clock: Clock
-) -> None:
+def test_each_statement_of_a_batch_stands_for_itself(registry: Registry, clock: Clock) -> None:
     sessions = [new_session() for _ in range(BATCH)]
     for session in sessions:
         track(registry, session, clock)
@@ -318,18 +316,6 @@ def test_pages_go_on_where_they_stopped(settings: Settings, clock: Clock) -> Non
 
 
 # -- the rest ----------------------------------------------------------------------------------
-
-
-def test_rejected_sessions_can_be_made_due_again(registry: Registry, clock: Clock) -> None:
-    session = new_session()
-    rejection = Settlement("rejected", None, 1, 400, "unknown market")
-    registry.settle([(claim(registry, session, clock), rejection)])
-    assert due(registry, clock) == []
-    rows = due(registry, clock, rejected=True)
-    assert [row.session for row in rows] == [session]
-    assert registry.retry_rejected(rows, lambda: int(clock.now)) == Written(rows, [])
-    assert registry.retry_rejected(rows, lambda: int(clock.now)) == Written([], [])
-    assert [(row.session, row.attempts) for row in due(registry, clock)] == [(session, 0)]
 
 
 def test_a_kept_end_is_due_at_once(registry: Registry, clock: Clock) -> None:

@@ -122,22 +122,6 @@ def test_where_elevates_rate_is_bounded_nothing_is_handed_over(
     assert put == []
 
 
-def test_a_retry_of_what_was_rejected_goes_on_with_its_market(
-    application: Application, elevate: FakeElevate, put: list[dict[str, Any]]
-) -> None:
-    elevate.statuses = [400]
-    quiet(application, 40)
-    sweep.handle(sample("scheduled_sweep"), Context())
-    event = sample("retry_rejected", detail={"retry": "rejected", "market": "UK"})
-    sweep.handle(event, Context(seconds=0))
-    (detail,) = [json.loads(entry["Detail"]) for entry in put]
-    assert (detail["retry"], detail["market"], detail["depth"]) == ("rejected", "UK", 1)
-    assert detail["shards"]
-    last = detail | {"depth": sweep.MAX_DEPTH}
-    sweep.handle(sample("retry_rejected", detail=last), Context(seconds=0))
-    assert len(put) == 1
-
-
 def test_what_the_bus_does_not_take_is_not_said_to_be_handed_over(
     application: Application, monkeypatch: pytest.MonkeyPatch, log: Any
 ) -> None:
@@ -160,16 +144,6 @@ def test_a_bus_that_takes_nothing_is_no_failure_of_the_sweep(
     assert line(log)["handed_over"] == 0
 
 
-def test_rejected_sessions_are_retried(
-    application: Application, elevate: FakeElevate, log: Any
-) -> None:
-    elevate.statuses = [400]
-    quiet(application, 3)
-    sweep.handle(sample("scheduled_sweep"), Context())
-    sweep.handle(sample("retry_rejected"), Context())
-    assert [w["claimed"] for w in log() if w.get("message") == "sweep"] == [3, 3]
-
-
 @pytest.mark.usefixtures("application")
 @pytest.mark.parametrize(
     "detail",
@@ -181,7 +155,6 @@ def test_rejected_sessions_are_retried(
         {"shards": [1, 1]},
         {"shards": ["0"]},
         {"depth": sweep.MAX_DEPTH + 1},
-        {"retry": "all"},
         {"unknown": 1},
     ],
 )

@@ -350,33 +350,6 @@ def test_retries_end_at_the_deadline(
     assert len(elevate.received) <= settings.session_limit // BACKOFF_LIMIT + 2
 
 
-def test_rejected_sessions_are_retried_by_market(
-    service: Service, clock: Clock, elevate: FakeElevate
-) -> None:
-    elevate.statuses = [400]
-    british, swedish = new_session(), replace(new_session(), market="SE")
-    for session in (british, swedish):
-        end(service, session, clock)
-    elevate.statuses = [204]
-    assert service.sweeper.retry_rejected("SE", ALL_SHARDS, FOREVER).counts["claimed"] == 1
-    clock.turn(MINUTE)
-    assert sweep(service).counts["delivered"] == 1
-    assert (state(service, british), state(service, swedish)) == ("rejected", "ended")
-    assert service.sweeper.retry_rejected(None, ALL_SHARDS, FOREVER).counts["claimed"] == 1
-
-
-def test_rejected_sessions_are_retried_over_a_minute(
-    service: Service, clock: Clock, elevate: FakeElevate
-) -> None:
-    elevate.statuses = [400]
-    for session in (sessions := [new_session() for _ in range(40)]):
-        end(service, session, clock)
-    service.sweeper.retry_rejected(None, ALL_SHARDS, FOREVER)
-    due = [service.ending.status(session.session_key)[0].due_at for session in sessions]
-    assert {at - int(clock.now) for at in due if at} <= set(range(61))
-    assert len(set(due)) > 10
-
-
 @pytest.mark.parametrize(("before", "after"), [(8, 2), (2, 8), (32, 1)])
 def test_another_number_of_shards_loses_nothing(
     settings: Settings,

@@ -1,7 +1,6 @@
 """Sweep: the event `Session Sweep`, from the schedule, from a hand-over, or from an operator.
 
-Its detail may name `shards` (default all), or `{"retry": "rejected", "market": …}` to make rejected
-sessions due again. `depth` counts hand-overs.
+Its detail may name `shards` (default all); `depth` counts hand-overs.
 """
 
 import time
@@ -15,10 +14,8 @@ from sessions.sweeping import ALL_SHARDS
 
 # A tick hands a shard over once, and what that leaves is the next tick's: so there is one hand-over
 # a shard at most. It ends this much (seconds) before the next tick may hand over.
-SWEEP_DEPTH = 1
+MAX_DEPTH = 1
 HAND_OVER_MARGIN = 10
-# Rejected sessions are made due by one function after the other.
-MAX_DEPTH = 10
 
 _SHARDS = {
     "type": "array",
@@ -46,8 +43,6 @@ _DETAIL = Validator(
         "properties": {
             "shards": _SHARDS,
             "depth": _DEPTH,
-            "retry": {"enum": ["rejected"], "description": "rejected"},
-            "market": {"type": "string", "description": "the name of a market"},
             "correlationId": {"type": "string", "description": "a string"},
         },
     },
@@ -73,21 +68,15 @@ def _sweep(event: dict[str, Any], until: float, correlation_id: str) -> None:
     detail = detail or {}
     correlation_id = detail.get("correlationId", correlation_id)
     app.telemetry.begin(correlation_id)
-    is_retry, shards = "retry" in detail, detail.get("shards", ALL_SHARDS)
     depth = detail.get("depth", 0)
-    if is_retry:
-        report = app.sweeper.retry_rejected(detail.get("market"), shards, until)
-        rest = [detail | {"shards": report.left}] if report.left else []
-    else:
-        report = app.sweeper.sweep(shards, until - HAND_OVER_MARGIN * bool(depth))
-        # Where Elevate's rate is bounded, more sweeps would not be faster: the next tick goes on.
-        rest = [] if app.settings.max_rate else [{"shards": [shard]} for shard in report.left]
+    margin = HAND_OVER_MARGIN if depth else 0
+    report = app.sweeper.sweep(detail.get("shards", ALL_SHARDS), until - margin)
     handed_over = 0
-    if rest and depth < (MAX_DEPTH if is_retry else SWEEP_DEPTH):
+    # Where Elevate's rate is bounded, more sweeps would not be faster: the next tick goes on.
+    if depth < MAX_DEPTH and not app.settings.max_rate:
         passed_on = {"depth": depth + 1, "correlationId": correlation_id}
-        handed_over = put_sweeps([some | passed_on for some in rest])
+        handed_over = put_sweeps([{"shards": [shard]} | passed_on for shard in report.left])
     app.telemetry.swept(
-        kind="retry" if is_retry else "sweep",
         oldest_age_s=report.oldest,
         **report.counts,
         stopped=report.stopped,
@@ -96,7 +85,7 @@ def _sweep(event: dict[str, Any], until: float, correlation_id: str) -> None:
         handed_over=handed_over,
         duration_ms=round((time.monotonic() - started) * 1000),
     )
-    if not is_retry and (report.stopped != "registry" or report.counts["due"]):
+    if report.stopped != "registry" or report.counts["due"]:
         # Zeros too: the alarm takes silence for trouble.
         app.telemetry.count("SweepLag", report.oldest // 60)
         app.telemetry.count("Backlog", report.counts["backlog"])

@@ -211,13 +211,6 @@ class Registry:
         failed = [*written.failed, *asked.failed, *given_back.failed]
         return Written([*written.done, *asked.done], failed)
 
-    def retry_rejected(self, rows: Sequence[Row], due_at: Callable[[], int]) -> Written[Row]:
-        """Make rows due again that still are rejected."""
-        now, settings = self._now(), self._settings
-        return self._write(
-            rows, lambda row: statements.retry_rejected(row, due_at(), now, settings)
-        )
-
     # -- calls -------------------------------------------------------------------------------
 
     def _now(self) -> int:

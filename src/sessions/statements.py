@@ -274,13 +274,6 @@ def give_back(claim: Claim) -> Statement:
     return _statement(claim.row, _FREE, ["lease"], OURS_CONDITION, claim.lease)
 
 
-def retry_rejected(row: Row, due_at: int, now: int, settings: Settings) -> Statement:
-    """Make a row due again that is still parked as rejected."""
-    shard = shard_of(row.session.session_key, settings.shards)
-    sets = {"state": "retrying", "dueAt": due_at, "sweepShard": shard, "attempts": 0}
-    return _statement(row, sets, ["expiresAt"], *_due(row, now))
-
-
 def _due(row: Row, now: int) -> tuple[Any, ...]:
     return (DUE_CONDITION, row.shard, row.due_at, row.active_at, now)
 

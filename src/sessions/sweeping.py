@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import batched, takewhile
+from itertools import takewhile
 from queue import SimpleQueue
-from random import SystemRandom
 from typing import Any, Literal
 
 from sessions.elevate import Elevate
@@ -29,11 +28,7 @@ from sessions.session import (
     Settlement,
 )
 from sessions.settings import Settings
-from sessions.statements import parked
 from sessions.telemetry import Telemetry
-
-# The system's: a generator's own state would be the same in all copies of a snapshot (SnapStart).
-_random = SystemRandom()
 
 ALL_SHARDS = range(MAX_SHARDS)
 
@@ -124,32 +119,6 @@ class Sweeper:
             report.stopped = "elevate"
         elif lanes.given_up or due.failed:
             report.stopped = "registry"
-        return report
-
-    def retry_rejected(self, market: str | None, shards: Iterable[int], until: float) -> Sweep:
-        """Make rejected sessions due again, of one market or of all.
-
-        They are spread over a minute, so that the next sweep does not meet them all at once.
-        """
-        report, now = Sweep(), int(self._clock())
-        with ThreadPoolExecutor(1) as threads:
-            parks = [parked(shard) for shard in shards]
-            rejected = _DueRows(self._registry, self._telemetry, threads, parks, now)
-            rows = takewhile(lambda _: time.monotonic() < until - SETTLE_RESERVE, rejected)
-            wanted = (row for row in rows if market in (None, row.session.market))
-            for some in batched(wanted, BATCH, strict=False):
-                try:
-                    written = self._registry.retry_rejected(
-                        some, lambda: now + _random.randint(0, 60)
-                    )
-                except RegistryUnavailable as error:
-                    self._telemetry.registry_failed("retry", error)
-                    report.stopped = "registry"
-                    return report
-                failed = self._failed(written.failed)
-                report.counts.update(due=len(some), claimed=len(written.done), failed=failed)
-        report.left = sorted(parked(park) for park in rejected.unfinished)
-        report.stopped = "time" if report.left else "registry" if rejected.failed else ""
         return report
 
     def _flow(

@@ -209,5 +209,4 @@ def test_each_kind_of_event_by_its_script(
             ("Session Active", session | {"interactive": True}),
             ("Session Ended", session),
             ("Session Sweep", {}),
-            ("Session Sweep", {"retry": "rejected", "market": "UK"}),
         ]

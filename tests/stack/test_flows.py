@@ -70,7 +70,7 @@ def test_an_end_that_elevate_cannot_take_is_kept_and_delivered_later(deployed: D
     assert [n["status"] for n in deployed.received(session)] == [503, 204]
 
 
-def test_a_rejected_end_is_told_and_can_be_retried_by_an_event(deployed: Deployed) -> None:
+def test_a_rejected_end_is_told_and_can_be_retried(deployed: Deployed) -> None:
     session = new_session("SE")
     deployed.fault("reject")
     answer = deployed.end(session)
@@ -80,8 +80,8 @@ def test_a_rejected_end_is_told_and_can_be_retried_by_an_event(deployed: Deploye
     # the session is due again after its lease.
     wait_for(lambda: deployed.state(session)["state"] == "rejected", 180)
     deployed.fault("none")
-    deployed.put_event("Session Sweep", {"retry": "rejected", "market": "SE"})
-    wait_for(lambda: deployed.state(session)["state"] != "rejected")
+    assert deployed.operate_json("retry-rejected", "--market", "SE")["retried"] > 0
+    assert deployed.state(session)["state"] != "rejected"
 
 
 # -- tracking ----------------------------------------------------------------------------------

@@ -1,0 +1,61 @@
+"""Make rejected sessions due again: they wait in partitions of the index that no sweep reads."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from sessions.session import MAX_SHARDS
+from sessions.statements import parked
+
+# So long (seconds) are they spread over: the next sweep shall not meet them all at once.
+SPREAD = 60
+
+
+def rejected(dynamodb: Any, table: str, market: str | None = None) -> Iterator[dict[str, Any]]:
+    """Return the rejected sessions of a market, or of all, as the index has them."""
+    for shard in range(MAX_SHARDS):
+        start: dict[str, Any] | None = {}
+        while start is not None:
+            page = dynamodb.query(
+                TableName=table,
+                IndexName="due",
+                KeyConditionExpression="sweepShard = :parked",
+                ExpressionAttributeValues={":parked": {"N": str(parked(shard))}},
+                **({"ExclusiveStartKey": start} if start else {}),
+            )
+            yield from (row for row in page["Items"] if market in (None, row["market"]["S"]))
+            start = page.get("LastEvaluatedKey")
+
+
+def retry(dynamodb: Any, table: str, row: dict[str, Any], now: int) -> bool:
+    """Make a rejected session due within a minute of `now` (epoch seconds).
+
+    Return False, and change nothing, if it was ended, tracked or made due by somebody else.
+    """
+    due_at = now + random.randint(0, SPREAD)  # noqa: S311 - no secret
+    try:
+        dynamodb.update_item(
+            TableName=table,
+            Key={name: row[name] for name in ("sessionKey", "market")},
+            UpdateExpression="SET #state = :retrying, dueAt = :due, sweepShard = :shard,"
+            " attempts = :none REMOVE expiresAt",
+            ConditionExpression="sweepShard = :parked AND dueAt = :read AND leaseUntil < :now",
+            ExpressionAttributeNames={"#state": "state"},
+            ExpressionAttributeValues={
+                ":retrying": {"S": "retrying"},
+                ":due": {"N": str(due_at)},
+                # The way there is the way back.
+                ":shard": {"N": str(parked(int(row["sweepShard"]["N"])))},
+                ":none": {"N": "0"},
+                ":parked": row["sweepShard"],
+                ":read": row["dueAt"],
+                ":now": {"N": str(now)},
+            },
+        )
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
+            raise
+        return False
+    return True
