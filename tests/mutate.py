@@ -23,7 +23,7 @@ def main(module: str = "") -> None:
     chosen = [f"sessions.{module}.*"] if module else []
     with tempfile.TemporaryDirectory() as folder, ministack(Path(folder)) as endpoint:
         os.environ["MINISTACK"] = endpoint
-        cli(["run", "--max-children", "1", *chosen], standalone_mode=False)
+        cli(["run", "--max-children", "2", *chosen], standalone_mode=False)
     for path in sorted(RESULTS.glob(f"{module or '*'}.py.meta")):
         results: dict[str, int | None] = json.loads(path.read_text())["exit_code_by_key"]
         survivors = [name for name, code in results.items() if code in SURVIVED]
