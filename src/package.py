@@ -148,7 +148,7 @@ def compile_all(folder: Path, root: Path) -> None:
         quiet=1,
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
         workers=0,
-        # Tracebacks shall name the place in Lambda, not the one of the build.
+        # Tracebacks name the path in Lambda, not that of the build.
         stripdir=str(root),
         prependdir="/var/task",
     )

@@ -40,7 +40,7 @@ def consume(
     try:
         if not is_event:
             telemetry.refused([FieldError(field="event", detail="must be a JSON object")], source)
-            raise InvalidEvent("the event is no JSON object")
+            raise InvalidEvent("the event is not a JSON object")
         handle(event)
     except (InvalidEvent, NotKept):
         raise

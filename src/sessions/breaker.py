@@ -8,7 +8,7 @@ from random import SystemRandom
 # The system's: a generator's own state would be the same in all copies of a snapshot (SnapStart).
 _random = SystemRandom()
 
-# After so many time-outs in a row nobody waits any more; one probe after a pause (seconds).
+# Open after this many time-outs in a row; one probe after each pause (seconds).
 TIMEOUTS = 3
 PAUSE = 10.0
 
@@ -16,9 +16,9 @@ PAUSE = 10.0
 class Breaker:
     """Remember for which markets Elevate times out. One per execution environment.
 
-    Open after three time-outs in a row; then one caller at a time probes after a pause, jittered so
-    that many functions do not probe in step. Any answer closes it. Each market has its own, so that
-    one that hangs holds up no other.
+    While it is open, one caller at a time probes after each pause, which is jittered so that many
+    functions do not probe in step. Any answer closes it. Each market has its own state, so that one
+    that hangs does not hold up the others.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,7 +28,7 @@ class Breaker:
         self._probe_at: dict[str, float] = {}
 
     def is_open(self, market: str) -> bool:
-        """Tell whether a market's notifications are held back at the moment."""
+        """Return whether a market's notifications are held back at the moment."""
         return self._clock() < self._probe_at.get(market, 0.0)
 
     def lets_through(self, market: str) -> bool:

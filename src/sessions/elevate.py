@@ -25,7 +25,7 @@ logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 # Answers that say "not now" rather than "never". Elevate documents none of 408, 425 and 429.
 _TEMPORARY = {408, 425, 429}
 
-# Retry-After is another's wish: honoured up to here (seconds).
+# The longest Retry-After that is honoured (seconds).
 RETRY_AFTER_LIMIT = 15 * 60
 
 # Elevate's answers carry no body worth more than this (bytes); the rest is not read.
@@ -66,11 +66,11 @@ class Elevate:
         self._breaker = Breaker(clock)
 
     def is_held_back(self, market: str) -> bool:
-        """Tell whether a market's notifications are held back, because Elevate has timed out."""
+        """Return whether a market's notifications are held back because Elevate has timed out."""
         return self._breaker.is_open(market)
 
     def notify(self, session: Session) -> Outcome:
-        """Send one end notification and return what came of it; never raises for Elevate's sake."""
+        """Send one end notification and return what came of it; never raises because of Elevate."""
         if not self._breaker.lets_through(session.market):
             return Outcome("unavailable", reason="not sent: Elevate has timed out", sent=False)
         started = self._clock()
@@ -84,7 +84,7 @@ class Elevate:
             )
         except (HTTPError, http.client.HTTPException, OSError) as error:
             latency = self._clock() - started
-            # A look-up of the name has no time-out of ours, but costs the caller as much as one.
+            # Looking up the name has no time-out, but may cost the caller as much as one.
             if _is_time_out(error) or latency > self._connect_timeout:
                 self._breaker.timed_out(session.market)
             else:
@@ -144,19 +144,20 @@ def _seconds(retry_after: str | None) -> int | None:
     if retry_after is None:
         return None
     try:
-        wish = float(retry_after) if retry_after.strip().isdecimal() else None
-        if wish is None:
-            wish = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        if retry_after.strip().isdecimal():
+            seconds = float(retry_after)
+        else:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
     except (ValueError, OverflowError):
         return None
-    return int(min(max(wish, 0), RETRY_AFTER_LIMIT))
+    return int(min(max(seconds, 0), RETRY_AFTER_LIMIT))
 
 
 def _quoted(body: bytes, session: Session) -> str:
     """Return what may be logged of a body: its plain words, with an ellipsis for all else.
 
-    Keys are UUIDs, which no plain word looks like, however they are encoded, cut or wrapped. Where
-    a key may be anything, it may be made of words too, so nothing is quoted.
+    Where all keys are UUIDs, no plain word looks like one, however it is encoded, cut or wrapped.
+    Where a key may be anything, it may be made of words, so nothing is quoted.
     """
     keys = [key for key in (session.session_key, session.customer_key) if key]
     if not all(_UUID.fullmatch(key) for key in keys):

@@ -57,7 +57,7 @@ type Tracked = Literal["tracked", "reopened", "over", "lost"]
 
 
 class Ending:
-    """Registry and Elevate put together under the rules of this service."""
+    """Track and end sessions with the registry and Elevate."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Ending:
         return tracked
 
     def track_all(self, activities: Sequence[Activity], until: float) -> list[Tracked]:
-        """Track many; what there is no time for before `until` (monotonic seconds) is `lost`."""
+        """Track many; those not reached before `until` (monotonic seconds) are `lost`."""
 
         def track(activity: Activity) -> Tracked:
             if time.monotonic() >= until:
@@ -91,7 +91,7 @@ class Ending:
                 self._telemetry.registry_failed("track", error, activity.session)
                 return "lost"
 
-        # Those of one session in their order, so that the last word counts; sessions side by side.
+        # One session's activities in order, so that the last one counts; sessions side by side.
         groups: dict[tuple[str, str], list[Activity]] = {}
         for activity in activities:
             key = activity.session.session_key, activity.session.market
@@ -129,7 +129,7 @@ class Ending:
     def end_all(
         self, sessions: Sequence[tuple[Session, int]], source: Source, until: float
     ) -> list[End]:
-        """End many sessions; from `until` on (monotonic seconds) only write them down as due."""
+        """End many; those not reached before `until` (monotonic seconds) are kept as due."""
 
         def end(one: tuple[Session, int]) -> End:
             session, asked_at = one
@@ -151,7 +151,7 @@ class Ending:
             return list(threads.map(do, many))
 
     def _end_unclaimed(self, session: Session, source: Source) -> End:
-        """Notify all the same: a registry that is down must not keep visitors signed in."""
+        """Notify without a claim: a registry that is down must not keep visitors signed in."""
         outcome = self._elevate.notify(session)
         self._telemetry.notified(outcome, session, 1, source)
         if outcome.kind == "unavailable" or _needs_row(outcome, source):
@@ -164,7 +164,7 @@ class Ending:
 
 
 def is_past(row: Row, now: float, settings: Settings) -> bool:
-    """Tell whether Elevate must have ended the session itself by `now` (epoch seconds).
+    """Return whether Elevate must have ended the session itself by `now` (epoch seconds).
 
     It errs to the late side: the last activity may be younger than the one written down, by the
     tracking slack.
@@ -191,8 +191,8 @@ def backoff(base: int, attempts: int, retry_after: int | None = None) -> int:
     """Return the seconds to wait after `attempts` notifications found Elevate unavailable.
 
     Full jitter up to base · 2^attempts. Elevate's own Retry-After (already within bounds) is the
-    least there is, with the jitter of the base on top, so that all whom it told to wait do not come
-    back at once.
+    minimum, with the jitter of the base on top, so that sessions told to wait do not all come back
+    at once.
     """
     ceiling = min(BACKOFF_LIMIT, base * 2 ** min(attempts, 10))
     if retry_after is None:
@@ -201,9 +201,9 @@ def backoff(base: int, attempts: int, retry_after: int | None = None) -> int:
 
 
 def _needs_row(outcome: Outcome, source: Source) -> bool:
-    """Tell whether only the registry remembers: to try again, or for who mends what was rejected.
+    """Return whether the row is all that remembers: for a retry, or for whoever mends a rejection.
 
-    A caller of the API has an answer; an event has nobody.
+    A caller of the API has the answer; an event has no caller.
     """
     return outcome.kind == "unavailable" or (outcome.kind == "rejected" and source != "api")
 

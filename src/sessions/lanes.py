@@ -20,8 +20,8 @@ START = 25
 # The smallest batch (sessions) that is worth its two calls to DynamoDB while others are at work.
 LEAST = 8
 
-# Sessions that are kept ready for each thread: more than a slow market takes in a minute. Further
-# ones of it stay due for the next sweep.
+# Sessions of one market that are kept ready for each thread: more than a slow one takes in a
+# minute. Any beyond that stay due for the next sweep.
 AHEAD = 500
 
 # A batch should keep its thread for no longer than this (seconds): others wait for their turn.
@@ -67,7 +67,7 @@ class Lanes:
 
     @property
     def given_up(self) -> dict[str, str]:
-        """Return the markets that were given up, each with who was silent."""
+        """Return the markets that were given up, each with who did not answer."""
         return {market: lane.silent for market, lane in self._lanes.items() if lane.given_up}
 
     def next(self, batches: int) -> list[Row]:
@@ -99,7 +99,7 @@ class Lanes:
             lane.silent = ""
         elif troubled or failed:
             lane.silent = "elevate" if troubled else "registry"
-        # What needed no notification says nothing of Elevate, and leaves the try to others.
+        # Rows that needed no notification say nothing about Elevate; their tries go to others.
         lane.tried -= len(rows) - through - troubled - failed
         lane.window = START if troubled else min(lane.window + len(rows), self._most)
         if lane.silent and not lane.flying:
@@ -108,7 +108,7 @@ class Lanes:
             lane.waiting.clear()
 
     def _room(self) -> int:
-        """Return how many more sessions may be under way now."""
+        """Return how many more sessions may be taken up now."""
         room = self._most - self._flying
         if self._got_through:
             return room
@@ -141,8 +141,8 @@ class Lanes:
     def _read_ahead(self, batches: int) -> None:
         """Read until there is work for all threads, of markets that are quick if there are any.
 
-        A slow one leaves threads to those that are further back. A quick one that has its fill is
-        no reason to read on, and to drop its others.
+        A slow market leaves threads free for others further back. A quick one whose queue is full
+        is no reason to read on and drop more of its sessions.
         """
         while not self._read_all:
             quick = [lane for lane in self._lanes.values() if lane.waiting and self._is_quick(lane)]

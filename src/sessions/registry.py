@@ -59,7 +59,7 @@ class Page:
 class Written[T]:
     """What came of writing many: `done`, and a code for each that failed.
 
-    The condition of all others did not hold; that is no failure.
+    The others' conditions did not hold, which is not a failure.
     """
 
     done: list[T]
@@ -67,7 +67,7 @@ class Written[T]:
 
 
 class Registry:
-    """The table of sessions. All methods raise RegistryUnavailable when DynamoDB is."""
+    """The table of sessions. All methods raise RegistryUnavailable when DynamoDB fails."""
 
     def __init__(
         self,
@@ -99,10 +99,10 @@ class Registry:
             if not _is_alive(item):
                 is_claimed = item.get("state") == {"S": "ending"}
                 if is_claimed and int(item["leaseUntil"]["N"]) <= self._now():
-                    # Who asked for its end may not come again.
+                    # The caller who asked for its end may not ask again.
                     self.keep(activity.session, int(item["requestedAt"]["N"]))
                 return "over"
-            # Another call has reopened it, or this one, whose answer was lost.
+            # Another call has reopened it, or this one did and its answer was lost.
         if activity.interactive and not item.get("interactive", {}).get("BOOL"):
             self._update(statements.note_interactive(activity.session))
         return "tracked"
@@ -110,8 +110,8 @@ class Registry:
     def claim(self, session: Session, asked_at: int) -> Claim | Literal["over", "in flight"]:
         """Take a lease on a session that is to be ended, tracked before or not.
 
-        "over": it has been ended already. "in flight": someone else holds the lease; the wish is
-        written down, so that it outlives a failure of theirs. Raises UnreadableRow.
+        "over": it has been ended already. "in flight": someone else holds the lease; the request
+        is written down, so that it survives if they fail. Raises UnreadableRow.
         """
         now, lease = self._now(), uuid.uuid4().hex
         wanted = session, asked_at, now, lease, self._settings

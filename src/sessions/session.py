@@ -8,7 +8,7 @@ from aws_lambda_powertools.utilities.validation.exceptions import SchemaValidati
 type State = Literal["open", "retrying", "ending", "ended", "rejected", "expired"]
 type Source = Literal["api", "event", "sweep"]
 
-# A lease must outlive the invocation that holds it: what Lambda has killed sends nothing any more.
+# A lease must outlive the invocation that holds it: a killed function sends nothing more.
 # Every function's Timeout in template.yaml is below this (a test compares them).
 LEASE_SECONDS = 90
 
@@ -70,7 +70,7 @@ class Outcome:
     """What came of one notification.
 
     `sent` is False when the breaker was open and nothing was sent. `reason` is safe to log and to
-    store: at most 1 KB, plain words only. `retry_after` is Elevate's wish in seconds.
+    store: at most 1 KB, plain words only. `retry_after` is what Elevate asked for, in seconds.
     """
 
     kind: Literal["delivered", "rejected", "unavailable"]

@@ -44,21 +44,21 @@ UNPROMISED_CONDITION = (
     f"({CLAIM_CONDITION}) AND NOT (attribute_exists(requestedAt) AND sweepShard >= :first"
     " AND #state IN (:open, :retrying, :ending))"
 )
-# Record the wish to end a session that someone else is just ending: only if it is not over.
+# Keep a request to end a session that someone else is ending now: only if it is not over.
 KEEP_CONDITION = f"(attribute_not_exists(sessionKey) OR {_MAY_END})"
-# The same, if the wish is also the latest sign of life; Elevate's own limit counts from there.
+# The same, if the request is also the latest sign of life: Elevate's own limit counts from it.
 KEEP_ALIVE_CONDITION = (
     f"{KEEP_CONDITION} AND (attribute_not_exists(activeAt) OR activeAt < :requestedAt)"
 )
-# An explicit end came after the idle one. Protects the time of an earlier wish.
+# An explicit end came after the idle one. Protects the time of an earlier request.
 FINAL_CONDITION = "#state = :ended AND attribute_not_exists(requestedAt)"
-# Reopen. Protects explicit ends, which are final, and a finished row from older news.
+# Reopen. Protects explicit ends, which are final, and a finished row from older activity.
 REOPEN_CONDITION = (
     "#state IN (:ended, :rejected, :expired) AND attribute_not_exists(requestedAt)"
     " AND settledAt <= :activeAt"
 )
-# Track. Protects finished and explicitly ended sessions, and the row from writes that change
-# little: older news, and activity that moves by less than the slack.
+# Track. Protects finished and explicitly ended sessions, and saves writes that change little:
+# older activity, and activity that moves by less than the slack.
 TRACK_CONDITION = (
     "attribute_not_exists(sessionKey)"
     " OR (#state IN (:open, :retrying) AND attribute_not_exists(requestedAt)"
@@ -107,7 +107,7 @@ def track(activity: Activity, settings: Settings) -> dict[str, Any]:
         sets["interactive"] = True
         changed.append("interactive <> :interactive")
     elif activity.interactive is False:
-        # It says "none so far" and takes nothing back: once seen is seen.
+        # It says "none so far" and takes nothing back: once seen, always seen.
         defaults["interactive"] = False
         changed.append("attribute_not_exists(interactive)")
     condition = TRACK_CONDITION.format(changed=" OR ".join(changed))
@@ -169,7 +169,7 @@ def keep(
 ) -> dict[str, Any]:
     """Write down that a session is to be ended, due at once, without claiming it.
 
-    `alive` takes the wish for the latest sign of life.
+    `alive` takes the request for the latest sign of life.
     """
     known, unknown = _identity(session)
     sets = {
@@ -242,8 +242,8 @@ def settle(
 ) -> Statement:
     """Write the outcome of a claimed session, if nothing has happened to it in flight.
 
-    `asked` writes it if its end was asked for in flight. It is settled as of its claim: activity
-    after that, though it is heard of later, is of a visitor who is back.
+    `asked` writes it if its end was asked for in flight. It is settled as of its claim: any
+    activity after that, even if it is reported later, means that the visitor is back.
     """
     row = claim.row
     shard = shard_of(row.session.session_key, settings.shards)

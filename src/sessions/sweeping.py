@@ -1,7 +1,7 @@
 """Find the sessions that are due, and end them: pages of them, in batches, side by side.
 
-What an outcome makes of a session is ending.py's; who is next is lanes.py's; how fast and how long
-is decided here.
+ending.py decides what an outcome makes of a session, lanes.py which sessions are next; how fast
+and for how long is decided here.
 """
 
 import heapq
@@ -194,7 +194,7 @@ class Sweeper:
             try:
                 outcome = self._elevate.notify(session)
             except Exception as error:
-                # A fault of ours: the others of the batch shall be settled, and the sweep go on.
+                # A fault of ours: the rest of the batch must be settled, and the sweep go on.
                 self._telemetry.crashed(error)
                 outcome = Outcome("unavailable", reason=type(error).__name__)
             settled = settlement(claim.row, outcome, self._clock(), self._settings)
@@ -215,7 +215,7 @@ class Sweeper:
         return len(codes)
 
     def _is_time_left(self, until: float) -> bool:
-        """Tell whether one more notification, and its settling, fits in before `until`."""
+        """Return whether one more notification, and its settling, fits in before `until`."""
         return time.monotonic() < until - self._last_call
 
 

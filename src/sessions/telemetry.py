@@ -33,7 +33,7 @@ class Telemetry:
 
     def __init__(self, level: str = "INFO") -> None:
         self._logger = Logger(location=None, use_rfc3339=True, utc=True)
-        # Not through Powertools: with JSON logs Lambda names a level of its own, which wins there.
+        # Not through Powertools: with JSON logs Lambda sets a level too, which would win there.
         logging.getLogger(self._logger.name).setLevel(level)
         self._metrics = Metrics()
         self._lock = threading.Lock()
@@ -107,7 +107,7 @@ class Telemetry:
         self.count("Invalid")
 
     def unknown(self, detail_type: object) -> None:
-        """Write the line of an event of a kind that there is not; its name may be anything."""
+        """Write the line of an event with an unknown detail-type, which may hold anything."""
         name = _NOT_PLAIN.sub("?", str(detail_type))[:64]
         self._write(self._logger.error, "unknown event", detail_type=name)
         self.count("Invalid")
