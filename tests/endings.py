@@ -1,4 +1,4 @@
-"""Fixtures and helpers for tests of endings and sweeps, under a clock that is turned by hand."""
+"""Fixtures and helpers for tests of endings and sweeps, under a clock that is set by hand."""
 
 import uuid
 from collections.abc import Callable
@@ -81,7 +81,7 @@ def state(service: Service, session: Session) -> str:
 
 @pytest.fixture
 def item(dynamodb: Any, settings: Settings) -> Callable[[Session], dict[str, Any]]:
-    """Return what reads a session's row as the table holds it."""
+    """Return a helper that reads a session's row as the table holds it."""
 
     def read(session: Session) -> dict[str, Any]:
         key = {"sessionKey": {"S": session.session_key}, "market": {"S": session.market}}
