@@ -1,4 +1,4 @@
-"""What `make run` takes, checked against template.yaml before anything is built."""
+"""What `make run` accepts, checked against template.yaml before anything is built."""
 
 import difflib
 import re
@@ -23,7 +23,7 @@ PARAMETERS = {
     "SWEEP_CONCURRENCY": "SweepConcurrency",
 }
 _OTHERS = ("PORT", "ELEVATE_PORT", "PLAYGROUND_PORT", "FOLDER")
-# What make itself takes.
+# What make itself accepts.
 _OF_MAKE = ("PYTHON", "VENV", "BIN", "PATH")
 
 

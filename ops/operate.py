@@ -69,7 +69,7 @@ def cli() -> None:
 
 
 def command(do: Callable[..., None]) -> click.Command:
-    """Make a function a command with the options that all commands have."""
+    """Turn a function into a command with the options that all commands have."""
 
     @functools.wraps(do)
     def run(
@@ -175,7 +175,7 @@ def session(operator: Operator, key: str, hours: int) -> None:
 
 
 def _plain(value: dict[str, Any]) -> Any:
-    """Return a value of DynamoDB's without its type."""
+    """Return a DynamoDB value without its type."""
     ((kind, plain),) = value.items()
     return None if kind == "NULL" else plain
 
@@ -235,7 +235,7 @@ def sweep(operator: Operator) -> None:
 @command
 @click.option("--market", help="Only sessions of this market.")
 def retry_rejected(operator: Operator, market: str | None) -> None:
-    """Make rejected sessions due again. Fix first what they were rejected for."""
+    """Make rejected sessions due again. First fix the reason for the rejection."""
     operator.target.put_event({"retry": "rejected"} | ({"market": market} if market else {}))
     operator.show({"asked": True}, "Rejected sessions will be due again within a minute.")
 
