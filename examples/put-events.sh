@@ -16,5 +16,5 @@ keys="\"market\": \"UK\", \"customerKey\": \"$CUSTOMER\", \"sessionKey\": \"$SES
 put "Session Active" "{$keys, \"interactive\": true}"
 put "Session Ended" "{$keys}"
 put "Session Sweep" '{}'
-# After a wrong setting is mended: make what Elevate rejected in a market due again.
+# After a wrong setting is fixed: make what Elevate rejected in a market due again.
 put "Session Sweep" '{"retry": "rejected", "market": "UK"}'
