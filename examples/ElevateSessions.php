@@ -34,7 +34,7 @@ final class ElevateSessions
         return $status !== 409;
     }
 
-    /** End a session; a number means that it was not accepted: call again after so many seconds. */
+    /** End a session; a number means that it was not accepted: call again after that many seconds. */
     public function end(array $session): ?int
     {
         [$status, $wait] = $this->call('POST', 'end', $session, 15);

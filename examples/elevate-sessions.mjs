@@ -29,7 +29,7 @@ export class ElevateSessions {
     return status !== 409;
   }
 
-  /** End a session; a number means that it was not accepted: call again after so many seconds. */
+  /** End a session; a number means that it was not accepted: call again after that many seconds. */
   async end(session) {
     const { status, wait } = await this.#call("POST", "end", session, 15_000);
     // 204: ended. 202: kept, and sent later by the service. Other 4xx: it would only fail again.

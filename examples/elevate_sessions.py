@@ -41,7 +41,7 @@ class ElevateSessions:
         return status != 409
 
     def end(self, session: dict[str, Any]) -> float | None:
-        """End a session; a number means: not accepted, call again after so many seconds."""
+        """End a session; a number means: not accepted, call again after that many seconds."""
         status, wait = self._call("POST", "end", session, 15)
         # 204: ended. 202: kept, and sent later by the service. Other 4xx: it would only fail again.
         return wait if status in (0, 429) or status >= 500 else None

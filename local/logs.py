@@ -66,7 +66,7 @@ def follow(
     seconds: float = 0.5,
     show: Callable[[str, str], str] = readable,
 ) -> Iterator[str]:
-    """Yield the lines written from now on, in order and for ever; poll every so many seconds."""
+    """Yield the lines written from now on, in order and for ever; poll every `seconds`."""
     since = dict.fromkeys(groups, int(time.time() * 1000))
     shown: dict[str, Counter[tuple[int, str]]] = {group: Counter() for group in groups}
     tracebacks: set[str] = set()

@@ -43,7 +43,7 @@ def parameters(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def port(environment: Mapping[str, str], name: str) -> int | None:
-    """Return a port, or nothing where none is given; raises StackError."""
+    """Return a port, or None where none is given; raises StackError."""
     text = environment.get(name, "")
     if text and not (text.isdecimal() and 0 < int(text) < 65536):
         raise StackError(f"{name}={text} is not valid: give a port number.")

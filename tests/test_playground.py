@@ -123,7 +123,7 @@ def test_another_page_cannot_embed_it(playground: Playground) -> None:
 def test_it_listens_on_one_loopback_address_only(playground: Playground) -> None:
     port = int(playground.url.rsplit(":", 1)[1])
     with socket.socket() as client:
-        # Whoever listens on all addresses answers on this one too.
+        # A server that listens on all addresses answers on this one too.
         assert client.connect_ex(("127.0.0.2", port)) != 0
 
 

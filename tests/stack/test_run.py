@@ -123,7 +123,7 @@ def test_run_shows_how_to_call_it_and_leaves_nothing_behind(tmp_path: Path) -> N
         assert info["apiUrl"] in second.output
         assert info["apiKey"] in second.output
 
-        # When a third is started beside it
+        # When a third is started alongside it
         with run(tmp_path / "third") as third:
             # Then that one says why it cannot be.
             assert third.process.wait(30) == 1
