@@ -1,10 +1,10 @@
-"""`make bench`: what it takes, beside what a user would pick instead.
+"""`make bench`: what the service takes, compared with what a user would build instead.
 
-One run, one machine: ratios count, not milliseconds. Contenders take turns, so that noise meets all
-of them alike. `make bench N=10000` sweeps no more sessions than that, and is done a minute earlier.
+One run, one machine: ratios count, not milliseconds. Contenders take turns, so that noise affects
+them all alike. `make bench N=10000` sweeps no more sessions than that, and takes a minute less.
 A target that is not met says so in the table; only an error makes the command fail.
 
-    bare    the calls alone, by urllib3's pool and a boto3 client     bench/yardstick/bare.py
+    bare    the calls alone, with urllib3's pool and a boto3 client   bench/yardstick/bare.py
     lean    what an expert writes with the same packages              bench/yardstick/lean/
     plain   what most would write                                     bench/yardstick/plain/
 """
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def say(text: str) -> None:
-    """Tell what is under way."""
+    """Print what is being measured."""
     print(text, file=sys.stderr, flush=True)
 
 

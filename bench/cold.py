@@ -7,7 +7,7 @@ from typing import Any
 from fixtures import YARDSTICK, end_call, new_table, package, yardstick
 from local.rie import LambdaFunction
 from local.stack import Stack
-from results import Result, at_most, in_turns, taken, told
+from results import Result, at_most, in_turns, info, taken
 
 ROUNDS = 9
 
@@ -42,7 +42,7 @@ def cold(stack: Stack) -> list[Result]:
         ROUNDS,
     )
     return [
-        *(told(f"cold: {name}, ms", time.wall * 1000) for name, time in times.items()),
+        *(info(f"cold: {name}, ms", time.wall * 1000) for name, time in times.items()),
         at_most("cold: ours / plain", times["ours"].wall / times["plain"].wall, 0.35),
         at_most("cold: ours / lean", times["ours"].wall / times["lean"].wall, 0.6),
     ]

@@ -1,4 +1,4 @@
-"""What a million ends, and a month, cost in dollars, beside what a user would pick instead.
+"""What a million ends, and a month, cost in dollars, compared with what a user would build.
 
 Units come from works.py, prices from prices.toml. Requests, events, data transfer and storage are
 priced, in default parameters and without free tiers.
@@ -12,7 +12,7 @@ from fixtures import event, new_sessions, notification
 from local.interface import interface
 from local.stack import Stack
 from registry_table import template
-from results import Result, at_most, told
+from results import Result, at_most, info
 from works import ASSUMED, DEFAULTS, LIST, PRICES, Work, stored_bytes, tracking_units
 
 MONTH = 730 * 60 * 60  # seconds
@@ -64,7 +64,7 @@ def cost(done: dict[str, Work], metrics: set[tuple[str, ...]], stack: Stack) -> 
 
 
 def tracking(done: dict[str, Work]) -> Table:
-    """Return what tracking costs: by sessions a month and their page views."""
+    """Return what tracking costs, by sessions a month and their page views."""
     table = Table(
         "sessions a month",
         "page views each",
@@ -111,16 +111,16 @@ def _units(done: dict[str, Work]) -> list[Result]:
         at_most("cost: write units of a new track", done["track"].units["writes"], 2),
         at_most("cost: write units of a track, due time moves", done["moved"].units["writes"], 3),
         at_most("cost: write units of a track within the slack", done["slack"].units["writes"], 1),
-        told("cost: write units of an end, lean", done["lean"].units["writes"]),
-        told("cost: write units of an end by sweep, lean", done["lean swept"].units["writes"]),
-        told("cost: write units of an end, plain", done["plain"].units["writes"]),
-        *(told(f"cost: billed ms, {name}", done[name].ms) for name in names),
-        *(told(f"cost: bytes of log, {name}", done[name].log_bytes) for name in names),
+        info("cost: write units of an end, lean", done["lean"].units["writes"]),
+        info("cost: write units of an end by sweep, lean", done["lean swept"].units["writes"]),
+        info("cost: write units of an end, plain", done["plain"].units["writes"]),
+        *(info(f"cost: billed ms, {name}", done[name].ms) for name in names),
+        *(info(f"cost: bytes of log, {name}", done[name].log_bytes) for name in names),
     ]
 
 
 def _fixed(idle: Work, metrics: int) -> list[Result]:
-    """Price what costs by the month with default parameters."""
+    """Price the fixed monthly costs with default parameters."""
     cloudwatch, resources = PRICES["cloudwatch"], template()["Resources"]
     alarms = [r["Type"] for r in resources.values()].count("AWS::CloudWatch::Alarm")
     settings = resources["Api"]["Properties"].get("MethodSettings", [])
@@ -135,9 +135,9 @@ def _fixed(idle: Work, metrics: int) -> list[Result]:
         "idle sweeps": sweeps * TICKS / 1e6,
     }
     return [
-        *(told(f"cost: $ a month, {name}", dollars) for name, dollars in parts.items()),
+        *(info(f"cost: $ a month, {name}", dollars) for name, dollars in parts.items()),
         at_most("cost: $ a month, all that is fixed", sum(parts.values()), 5),
-        told(
+        info(
             "cost: $ a month, dashboard, from the account's 4th on", cloudwatch["dashboard_month"]
         ),
     ]
@@ -152,28 +152,28 @@ def _optional(done: dict[str, Work]) -> list[Result]:
     memory = {name: done[name].size.memory / 1024 for name in ("end", "track", "idle")}
     cached = sum(memory.values()) * MONTH * prices["snapstart_cached_gb_second"]
     restored = memory["end"] * prices["snapstart_restored_gb"]
-    letters = DEAD_LETTER_REQUESTS * PRICES["sqs"]["million_requests"]
+    messages = DEAD_LETTER_REQUESTS * PRICES["sqs"]["million_requests"]
     return [
-        told("cost: $ a million dead-letter messages, SQS", letters),
-        told("cost: $ a million traces, X-Ray", PRICES["xray"]["million_traces"]),
-        told("cost: $ a month, SnapStart, one version of each function", cached),
-        told("cost: $ a million cold starts of the end function, SnapStart", restored * 1e6),
-        told("cost: $ a month, a KMS key of yours", PRICES["kms"]["key_month"]),
+        info("cost: $ a million dead-letter messages, SQS", messages),
+        info("cost: $ a million traces, X-Ray", PRICES["xray"]["million_traces"]),
+        info("cost: $ a month, SnapStart, one version of each function", cached),
+        info("cost: $ a million cold starts of the end function, SnapStart", restored * 1e6),
+        info("cost: $ a month, a KMS key of yours", PRICES["kms"]["key_month"]),
     ]
 
 
 def _priced(what: str, parts: Parts, limit: float) -> list[Result]:
     """Return the sum, which has a limit, and its parts."""
     total = at_most(f"cost: $ a million {what}", sum(parts.values()), limit)
-    return [total, *(told(f"cost:   of it {name}", dollars) for name, dollars in parts.items())]
+    return [total, *(info(f"cost:   of it {name}", dollars) for name, dollars in parts.items())]
 
 
 def _sum(what: str, parts: Parts) -> Result:
-    return told(f"cost: $ a million {what}", sum(parts.values()))
+    return info(f"cost: $ a million {what}", sum(parts.values()))
 
 
 def _sent(count: int) -> float:
-    """Return what a million times so many bytes to the internet cost."""
+    """Return what it costs to send so many bytes to the internet a million times."""
     return count / 1000 * float(PRICES["transfer"]["out_gb"])
 
 
@@ -185,7 +185,7 @@ def _stored(count: int) -> float:
 
 
 def _event(sessions: int) -> float:
-    """Return what a million events with so many sessions cost: each started 64 KB counts."""
+    """Return what a million events cost with so many sessions each; each started 64 KB counts."""
     size = len(json.dumps(event("session_ended", new_sessions(sessions))).encode())
     return float(-(-size // 65_536) * PRICES["eventbridge"]["million_chunks"])
 

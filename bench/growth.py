@@ -1,6 +1,6 @@
 """Growth: a sweep of ten and a hundred times as many sessions, and sweeps side by side.
 
-Every sweep is an invocation in a process of its own, through the function's entrance, after a small
+Every sweep is an invocation in a process of its own, through the function's handler, after a small
 one that warms it up.
 """
 
@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from fixtures import sweep_event
 from processes import Invoked, elevate, instant_dynamodb
-from results import Result, at_least, at_most, told
+from results import Result, at_least, at_most, info
 from sessions.registry import Registry
 from sessions.session import MAX_SHARDS
 from sessions.settings import Settings
@@ -19,7 +19,7 @@ from sweep import ALL, WARM_UP, check, sweeper
 # Sizes, with how often each is swept: a short sweep is a noisy one.
 SIZES = {1000: 5, 10_000: 3, 100_000: 1}
 SHARD = 200  # sessions
-# So much that eight sweeps at once wait for Elevate, and not for this machine.
+# So long that eight sweeps at once wait for Elevate, and not for this machine.
 LATENCY_MS = 200
 SIDE_BY_SIDE = (1, 2, 4, 8)
 
@@ -42,8 +42,8 @@ def _sizes(sizes: list[int]) -> list[Result]:
         if first is None:
             first = wall, peak
             results += [
-                told(f"growth: wall ms per session, {size:,}", wall * 1000),
-                told(f"growth: peak memory, MB, {size:,}", peak),
+                info(f"growth: wall ms per session, {size:,}", wall * 1000),
+                info(f"growth: peak memory, MB, {size:,}", peak),
             ]
         else:
             results += [
@@ -54,7 +54,7 @@ def _sizes(sizes: list[int]) -> list[Result]:
 
 
 def _make_rows(table: str) -> None:
-    """Let the database make its rows and pages, which it does once."""
+    """Make the database create its rows and pages, which it does only once."""
     registry = Registry(Settings(table, "", ""))
     for shard in range(MAX_SHARDS):
         page = registry.due(shard, 0)
@@ -63,7 +63,7 @@ def _make_rows(table: str) -> None:
 
 
 def _swept(table: str, size: int) -> Invoked:
-    # An Elevate of its own: it keeps what it received, and gets slower by it.
+    # An Elevate of its own: it keeps what it received, which slows it down.
     with elevate() as url, sweeper(table, url) as function:
         invoked = function.invoke(ALL)
     check(invoked, size)
@@ -86,7 +86,7 @@ def _side_by_side() -> list[Result]:
                 speeds[count].append(count * SHARD / (time.perf_counter() - started))
     one = statistics.median(speeds[1])
     return [
-        told(f"growth: sessions per second, one invocation at {LATENCY_MS} ms", one),
+        info(f"growth: sessions per second, one invocation at {LATENCY_MS} ms", one),
         *(
             at_least(
                 f"growth: {count} shards by {count} invocations / one",

@@ -1,9 +1,9 @@
-"""A DynamoDB that answers at once and believes everything: the measure of its callers only.
+"""A DynamoDB that answers at once and accepts everything, so that only its callers are measured.
 
 The emulator spends more time on a statement than the sweep does on a session; it would be the
-bottleneck of whoever calls it. A table called `due-1000` holds 1,000 due sessions, in eight shards;
+bottleneck of any caller. A table called `due-1000` holds 1,000 due sessions, in eight shards;
 `due-1000-200` holds 200 more in the last of all shards, to warm up with. What it answers is fixed;
-what a registry must refuse is tested elsewhere. DescribeTable tells, as `ItemCount`, how many other
+what a registry must refuse is tested elsewhere. DescribeTable shows, as `ItemCount`, how many other
 calls there have been.
 """
 
@@ -32,7 +32,7 @@ class Connection(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep where to answer."""
+        """Keep the transport to answer on."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
@@ -64,7 +64,7 @@ def _answer(operation: str, body: bytes) -> bytes:
             counted = _calls.total() - _calls[operation]
             return json.dumps({"Table": {"ItemCount": counted}}).encode()
         case "batchexecutestatement":
-            return _believed(body.count(b'"Statement"'))
+            return _accepted(body.count(b'"Statement"'))
         case "query":
             asked = json.loads(body)
             shard: int | None = int(asked["ExpressionAttributeValues"][":shard"]["N"])
@@ -98,7 +98,7 @@ def _counts(asked: dict[str, Any]) -> tuple[int, int]:
 
 
 @cache
-def _believed(statements: int) -> bytes:
+def _accepted(statements: int) -> bytes:
     return json.dumps({"Responses": [{"TableName": "due"}] * statements}).encode()
 
 
@@ -130,7 +130,7 @@ def _rows(count: int) -> list[dict[str, Any]]:
 
 
 async def main() -> None:
-    """Serve until the end, after telling where."""
+    """Print the address, and serve until interrupted."""
     server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", 0)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()

@@ -1,6 +1,6 @@
 """Invoke a function in a process of its own: `python -P -B invoke.py PACKAGE HANDLER LOG [TABLE]`.
 
-Each line of stdin is a list of events; each is answered with what they took, and with the peak of
+Each line of stdin is a list of events; each is answered with the time they took, and the peak of
 the process's memory so far. What the function writes goes to the file LOG. With TABLE, the request
 units of its DynamoDB calls are counted, which takes so long that nothing else can be measured.
 """
@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 
 class Context:
-    """What functions need of Lambda's context object."""
+    """The part of Lambda's context object that functions use."""
 
     function_name = "bench"
     function_version = "1"

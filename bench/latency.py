@@ -1,10 +1,10 @@
-"""What a caller of `POST /sessions/end` waits for above Elevate's own latency, by callers at once.
+"""How long callers of `POST /sessions/end` wait beyond Elevate's latency, by callers at once.
 
 Each caller has a warm process of its own, as each has an execution environment in Lambda, and calls
 again as soon as it is answered. The database answers at once. Elevate takes longer the more callers
-there are, so that they wait for it and not for this machine's processors. Measured is the handler:
-neither API Gateway nor Lambda's own overhead is in it. The bare POST and two writes show how much
-of it is this machine and the servers here. So many processes cannot take turns: a quiet machine is
+there are, so that they wait for it and not for this machine's processors. Only the handler is
+measured, without API Gateway and Lambda's own overhead. The bare POST and two writes show how much
+is due to this machine and the servers here. So many processes cannot take turns: a quiet machine is
 needed.
 """
 
@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 from fixtures import end_call
 from processes import Function, elevate, instant_dynamodb
-from results import Result, told
+from results import Result, info
 from warm import CONTENDERS
 
 # Callers at once, with Elevate's latency in ms.
@@ -32,8 +32,8 @@ def latency() -> list[Result]:
                     added = [wall * 1000 - elevate_ms for wall in _walls(name, callers, url)]
                     percentiles = statistics.quantiles(added, n=100)
                     what = f"latency: ms above Elevate's, {callers} at once, {name}"
-                    results.append(told(f"{what}, p50", percentiles[49]))
-                    results.append(told(f"{what}, p99", percentiles[98]))
+                    results.append(info(f"{what}, p50", percentiles[49]))
+                    results.append(info(f"{what}, p99", percentiles[98]))
     return results
 
 

@@ -1,4 +1,4 @@
-"""Processes beside the measuring one: servers that are nobody's bottleneck, and functions."""
+"""Processes besides the measuring one: servers that are no bottleneck, and functions."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 @contextlib.contextmanager
 def server(*command: str) -> Iterator[str]:
-    """Run a server that tells its URL; return that."""
+    """Run a server that prints its URL; yield that."""
     with subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -49,7 +49,7 @@ def instant_dynamodb() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Invoked(Taken):
-    """What invocations took, in all and each; the process's peak of memory in MB; what they wrote.
+    """What invocations took, together and each; the process's peak memory in MB; what they wrote.
 
     `units` are DynamoDB's `writes`, `reads` and `calls`, if the function is metered.
     """
@@ -85,7 +85,7 @@ class Function:
         # No bytecode is left in packages whose cold start is measured.
         command = [sys.executable, "-PB", str(HERE / "invoke.py"), str(package), handler, str(log)]
         command += [environment["TABLE_NAME"]] * metered
-        # The package and nothing of this bench's; the environment beside it is Lambda's.
+        # Only the package, and nothing of this bench; the other packages stand for Lambda's.
         inherited = {name: v for name, v in os.environ.items() if name != "PYTHONPATH"}
         self._process = subprocess.Popen(
             command,
@@ -104,7 +104,7 @@ class Function:
         self._folder.cleanup()
 
     def start(self, *events: Any) -> None:
-        """Invoke it with one event after the other, without waiting."""
+        """Invoke it with one event after another, without waiting."""
         assert self._process.stdin
         print(json.dumps(events), file=self._process.stdin, flush=True)
 
@@ -114,6 +114,6 @@ class Function:
         return Invoked(**json.loads(self._process.stdout.readline()), written=self._log.read())
 
     def invoke(self, *events: Any) -> Invoked:
-        """Invoke it with one event after the other."""
+        """Invoke it with one event after another."""
         self.start(*events)
         return self.finish()

@@ -12,7 +12,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table: a figure, what it is to be held against, and the target."""
+    """One line of the table: what was measured, the figure, and the target that it is to meet."""
 
     what: str
     figure: float
@@ -30,7 +30,7 @@ def at_least(what: str, figure: float, limit: float) -> Result:
     return Result(what, figure, f"≥ {limit:g}", figure >= limit)
 
 
-def told(what: str, figure: float) -> Result:
+def info(what: str, figure: float) -> Result:
     """Return a figure that has no target."""
     return Result(what, figure, "", True)
 
@@ -64,7 +64,7 @@ def taken(work: Callable[[], Any]) -> Taken:
 
 
 def in_turns(contenders: Mapping[str, Callable[[], Taken]], rounds: int) -> dict[str, Taken]:
-    """Let contenders take turns, so that noise meets all alike; return the median of each."""
+    """Let contenders take turns, so that noise affects all alike; return the median of each."""
     times: dict[str, list[Taken]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, work in contenders.items():
@@ -73,5 +73,5 @@ def in_turns(contenders: Mapping[str, Callable[[], Taken]], rounds: int) -> dict
 
 
 def median(times: list[Taken]) -> Taken:
-    """Return the medians of wall time and of CPU, each for itself."""
+    """Return the medians of wall time and of CPU, each on its own."""
     return Taken(statistics.median(t.wall for t in times), statistics.median(t.cpu for t in times))

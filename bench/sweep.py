@@ -1,7 +1,7 @@
 """A sweep of due sessions against bare POSTs, and against the lean and the plain sweep.
 
-All of them post 16 at a time to one Elevate; the database is one that answers at once. What those
-two can answer at most stands in the table: neither is anybody's bottleneck.
+All of them post 16 at a time to one Elevate; the database is one that answers at once. The table
+shows the most that those two can answer: neither is the bottleneck.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from fixtures import LEAN, PLAIN, YARDSTICK, dynamodb, notification, sweep_event
 from local.stack import ROOT
 from processes import Function, Invoked, elevate, instant_dynamodb
-from results import Result, at_least, at_most, in_turns, told
+from results import Result, at_least, at_most, in_turns, info
 from sessions.registry import BATCH
 from sessions.session import MAX_SHARDS
 from sessions.settings import Settings
@@ -52,21 +52,21 @@ def sweep(count: int = 4000) -> list[Result]:
         at_dynamodb = _answers_per_second(dynamodb_url, _batch(), b"]}") * BATCH / 2
         results = [
             *(
-                told(f"sweep: CPU ms a session, {n}", t.cpu / count * 1000)
+                info(f"sweep: CPU ms a session, {n}", t.cpu / count * 1000)
                 for n, t in times.items()
             ),
-            *(told(f"sweep: sessions per second, {n}", count / t.wall) for n, t in times.items()),
+            *(info(f"sweep: sessions per second, {n}", count / t.wall) for n, t in times.items()),
             at_most("sweep: CPU, ours / bare POST", times["ours"].cpu / times["post"].cpu, 1.8),
             at_least(
                 "sweep: sessions per second, ours / plain",
                 times["plain"].wall / times["ours"].wall,
                 3,
             ),
-            told(
+            info(
                 "sweep: sessions per second, ours / lean", times["lean"].wall / times["ours"].wall
             ),
-            told("limit: sessions per second the bench's Elevate can take", at_elevate),
-            told("limit: sessions per second the bench's DynamoDB can take", at_dynamodb),
+            info("limit: sessions per second the bench's Elevate can take", at_elevate),
+            info("limit: sessions per second the bench's DynamoDB can take", at_dynamodb),
         ]
         limit = min(at_elevate, at_dynamodb)
         results.append(at_most("limit: ours / the lower", count / times["ours"].wall / limit, 0.75))
@@ -93,13 +93,13 @@ def _contender(
 
 
 def _forget(elevate_url: str) -> None:
-    """Let Elevate forget what it has received: that makes it slower."""
+    """Let Elevate forget what it has received, which slows it down."""
     request = urllib.request.Request(f"{elevate_url}/_sim/notifications", method="DELETE")
     urllib.request.urlopen(request).close()
 
 
 def _at_30_ms() -> list[Result]:
-    """Throughput with an Elevate that takes 30 ms, against concurrency / latency."""
+    """Measure throughput with an Elevate that takes 30 ms, against concurrency / latency."""
     most = CONCURRENCY / 0.030
     with elevate(latency_ms=30) as url:
         with sweeper(f"due-{MANY}-{WARM_UP}", url) as function:
@@ -113,7 +113,7 @@ def _at_30_ms() -> list[Result]:
             post = function.invoke(MANY)
     return [
         at_most(f"sweep: DynamoDB calls a session of {MANY:,}", calls / MANY, 0.1),
-        told("sweep: bare POSTs at 30 ms / (concurrency / latency)", MANY / post.wall / most),
+        info("sweep: bare POSTs at 30 ms / (concurrency / latency)", MANY / post.wall / most),
         at_least(
             "sweep: throughput at 30 ms / (concurrency / latency)", MANY / ours.wall / most, 0.85
         ),
@@ -146,9 +146,9 @@ def check(invoked: Invoked, count: int) -> None:
 
 
 def _answers_per_second(url: str, request: bytes, end: bytes, count: int = 10_000) -> float:
-    """Return what a server answers to a client that costs next to nothing.
+    """Return how much a server answers to a client that costs next to nothing.
 
-    The request is made beforehand and sent over 16 connections, to all, then read from all.
+    The request is made beforehand and sent on all of 16 connections; then all answers are read.
     """
     address = urlsplit(url)
     wires = [socket.create_connection((address.hostname, address.port)) for _ in range(CONCURRENCY)]

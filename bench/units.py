@@ -1,6 +1,6 @@
-"""DynamoDB's request units, counted by its documented rules from the items and calls there were.
+"""DynamoDB's request units, counted by its documented rules from the actual items and calls.
 
-    write   1 for each started KB of the larger of old and new item, refused by a condition or not
+    write   1 for each started KB of the larger of old and new item, even if a condition refuses it
     index   nothing if the entry stays as it is; 1 to insert, remove or change it, 2 to move it to
             other keys; each for every started KB
     query   0.5 for all its items together, for each started 4 KB, and for none
@@ -47,7 +47,7 @@ def _size_of(value: dict[str, Any]) -> int:
 
 
 def write_units(old: Item, new: Item) -> int:
-    """Return what it costs to write one row of the registry; an item that is not there is empty."""
+    """Return what it costs to write one row of the registry; a missing item is empty."""
     return max(_kilobytes(old), _kilobytes(new)) + _index_units(_entry(old), _entry(new))
 
 

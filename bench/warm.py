@@ -10,7 +10,7 @@ from functools import partial
 from fixtures import LEAN, YARDSTICK, end_call
 from local.stack import ROOT
 from processes import Function, elevate, instant_dynamodb
-from results import Result, at_most, in_turns, told
+from results import Result, at_most, in_turns, info
 
 ROUNDS = 9
 TIMES = 200
@@ -42,8 +42,8 @@ def warm() -> list[Result]:
         times = in_turns(turns, ROUNDS)
     ours, lean, bare = (times[name] for name in CONTENDERS)
     return [
-        *(told(f"warm: {name}, ms of CPU", t.cpu / TIMES * 1000) for name, t in times.items()),
+        *(info(f"warm: {name}, ms of CPU", t.cpu / TIMES * 1000) for name, t in times.items()),
         at_most("warm: CPU, ours / bare POST and two writes", ours.cpu / bare.cpu, 1.25),
         at_most("warm: wall, ours / bare POST and two writes", ours.wall / bare.wall, 1.25),
-        told("warm: CPU, lean / bare POST and two writes", lean.cpu / bare.cpu),
+        info("warm: CPU, lean / bare POST and two writes", lean.cpu / bare.cpu),
     ]

@@ -1,4 +1,4 @@
-"""What an end, a track and a tick take: counted and measured through the functions' entrances.
+"""What an end, a track and a tick take: counted and measured through the functions' handlers.
 
 DynamoDB's request units and calls are counted on the emulator by DynamoDB's rules (units.py); bytes
 of log and processor time are measured against a database that answers at once. Only waits are
@@ -89,7 +89,7 @@ def works(stack: Stack) -> tuple[dict[str, Work], set[tuple[str, ...]]]:
     threads = DEFAULTS.concurrency
 
     def work(name: str, function: str, waits: float, of: int = 1) -> Work:
-        """Put together what `of` sessions take that share an invocation."""
+        """Put together what `of` sessions take if they share an invocation."""
         size, count = sizes[function], len(seen[name].walls)
         cpu_ms = seen[name].cpu / count * 1000
         log_bytes = len(seen[name].written.encode()) / count
@@ -198,7 +198,7 @@ def _measured(stack: Stack) -> Iterator[tuple[str, Invoked]]:
 
 
 def tracking_units(views: int, *, slack: bool) -> float:
-    """Return the write units of a visit of so many page views, each told by an event."""
+    """Return the write units of a visit of so many page views, each reported by an event."""
     session, start = [new_session()], time.time() - views * ASSUMED["page_view_seconds"]
     times = [start + number * ASSUMED["page_view_seconds"] for number in range(views)]
     # The slack is a tenth of the idle time in whole seconds: of nine seconds, it is none.
@@ -214,7 +214,7 @@ def tracking_units(views: int, *, slack: bool) -> float:
 
 
 def stored_bytes(stack: Stack) -> int:
-    """Return the size of the row that stays of an ended session."""
+    """Return the size of the row that remains of an ended session."""
     session, table = new_session(), new_table()
     environment = {"TABLE_NAME": table, "ELEVATE_BASE_URL": stack.elevate_url}
     with Function("handler.end.handle", environment) as function:

@@ -4,20 +4,20 @@ declare(strict_types=1);
 
 /**
  * Track and end visitor sessions from a shop's backend. Copy this file; it needs PHP 8.2 with curl.
- * Call session_start() first. Nothing that the service or the network does throws.
+ * Call session_start() first. No failure of the service or the network throws.
  */
 final class ElevateSessions
 {
     private const TRACK_EVERY = 60; // seconds; far less than the stack's SessionIdleMinutes
-    private const CALL_AGAIN_AFTER = 30; // seconds, when no answer says how many
+    private const CALL_AGAIN_AFTER = 30; // seconds, unless the answer says how many
 
-    /** The URL is the one of the stage, without a slash at its end. */
+    /** The URL is that of the stage, without a slash at the end. */
     public function __construct(private string $url, #[SensitiveParameter] private string $apiKey) {}
 
-    /** Note that the visitor is active; false means: signed out, the visitor needs new keys. */
+    /** Note that the visitor is active; false means that they signed out and need new keys. */
     public function track(array $session, bool $interactive = false): bool
     {
-        // The first click and a new customerKey (sign-in) are news, and do not wait.
+        // The first click and a new customerKey (sign-in) are news and do not wait.
         $news = hash('sha256', serialize($session));
         [$known, $at] = $_SESSION['elevateTracked'][(int) $interactive] ?? ['', 0];
         if ($known === $news && time() - $at < self::TRACK_EVERY) {
@@ -34,11 +34,11 @@ final class ElevateSessions
         return $status !== 409;
     }
 
-    /** End a session; a number means: nobody took it, call again after so many seconds. */
+    /** End a session; a number means that it was not accepted: call again after that many seconds. */
     public function end(array $session): ?int
     {
         [$status, $wait] = $this->call('POST', 'end', $session, 15);
-        // 204: ended. 202: kept, and sent later by the service. Other 4xx: would only fail again.
+        // 204: ended. 202: kept, and sent later by the service. Other 4xx: it would only fail again.
         return $status === 0 || $status === 429 || $status >= 500 ? $wait : null;
     }
 
@@ -50,7 +50,7 @@ final class ElevateSessions
             CURLOPT_RETURNTRANSFER => true, CURLOPT_CONNECTTIMEOUT => 1, CURLOPT_TIMEOUT => $seconds]);
         $text = curl_exec($curl);
         $status = $text === false ? 0 : curl_getinfo($curl, CURLINFO_RESPONSE_CODE);
-        if ($status === 0 || $status >= 300) { // a problem of the service's names fields and holds no key
+        if ($status === 0 || $status >= 300) { // the service's own problems name fields and hold no key
             $own = curl_getinfo($curl, CURLINFO_CONTENT_TYPE) === 'application/problem+json';
             error_log("$method session: $status " . ($status ? ($own ? $text : '') : curl_strerror(curl_errno($curl))));
         }

@@ -20,7 +20,7 @@ export async function signedIn(customerKey) {
   await track();
 }
 
-/** Call on sign-out. The keys are renewed whatever becomes of the call: the next visitor is another. */
+/** Call on sign-out. The keys are renewed even if the call fails: the next visitor is someone else. */
 export async function signedOut() {
   const keys = session();
   session.reset();

@@ -1,9 +1,9 @@
 /** Track and end visitor sessions from a shop's backend. Copy this file; it needs Node 20 only. */
 
 const TRACK_EVERY = 60_000; // milliseconds; far less than the stack's SessionIdleMinutes
-const CALL_AGAIN_AFTER = 30; // seconds, when no answer says how many
+const CALL_AGAIN_AFTER = 30; // seconds, unless the answer says how many
 
-/** Nothing that the service or the network does throws. */
+/** No failure of the service or the network throws. */
 export class ElevateSessions {
   #url;
   #headers;
@@ -14,10 +14,10 @@ export class ElevateSessions {
     this.#headers = { "x-api-key": apiKey, "content-type": "application/json" };
   }
 
-  /** Note that the visitor is active; false means: signed out, the visitor needs new keys. */
+  /** Note that the visitor is active; false means that they signed out and need new keys. */
   async track(session, interactive = false) {
     const { sessionKey, ...body } = session;
-    // The first click and a new customerKey (sign-in) are news, and do not wait.
+    // The first click and a new customerKey (sign-in) are news and do not wait.
     const news = JSON.stringify([...Object.entries(session).sort(), interactive]);
     const now = performance.now();
     if (now - (this.#tracked.get(news) ?? -TRACK_EVERY) < TRACK_EVERY) return true;
@@ -29,10 +29,10 @@ export class ElevateSessions {
     return status !== 409;
   }
 
-  /** End a session; a number means: nobody took it, call again after so many seconds. */
+  /** End a session; a number means that it was not accepted: call again after that many seconds. */
   async end(session) {
     const { status, wait } = await this.#call("POST", "end", session, 15_000);
-    // 204: ended. 202: kept, and sent later by the service. Other 4xx: would only fail again.
+    // 204: ended. 202: kept, and sent later by the service. Other 4xx: it would only fail again.
     return status === 0 || status === 429 || status >= 500 ? wait : null;
   }
 
@@ -42,7 +42,7 @@ export class ElevateSessions {
       const request = { method, headers: this.#headers, body: JSON.stringify(body), signal };
       const answer = await fetch(`${this.#url}/sessions/${path}`, { ...request, redirect: "manual" });
       const text = await answer.text(); // read, so that the connection can be used again
-      // A problem of the service's names fields and holds no key.
+      // The service's own problems name fields and hold no key.
       const own = answer.headers.get("content-type") === "application/problem+json";
       if (!answer.ok) console.warn(`${method} session: ${answer.status} ${own ? text : ""}`);
       const wait = Number.parseInt(answer.headers.get("retry-after"), 10) || CALL_AGAIN_AFTER;

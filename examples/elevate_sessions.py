@@ -9,7 +9,7 @@ from urllib.parse import quote
 import urllib3
 
 TRACK_EVERY = 60.0  # seconds; far less than the stack's SessionIdleMinutes
-CALL_AGAIN_AFTER = 30.0  # seconds, when no answer says how many
+CALL_AGAIN_AFTER = 30.0  # seconds, unless the answer says how many
 
 log = logging.getLogger(__name__)
 # At DEBUG, urllib3 logs paths, and so session keys.
@@ -17,7 +17,7 @@ logging.getLogger("urllib3").setLevel(logging.INFO)
 
 
 class ElevateSessions:
-    """Share one between threads. Nothing that the service or the network does raises."""
+    """Share one between threads. No failure of the service or the network raises."""
 
     def __init__(self, url: str, api_key: str) -> None:
         headers = {"x-api-key": api_key, "content-type": "application/json"}
@@ -26,8 +26,8 @@ class ElevateSessions:
         self._tracked: dict[object, float] = {}
 
     def track(self, session: dict[str, Any], interactive: bool = False) -> bool:
-        """Note that the visitor is active; False means: signed out, the visitor needs new keys."""
-        # The first click and a new customerKey (sign-in) are news, and do not wait.
+        """Note that the visitor is active; False means that they signed out and need new keys."""
+        # The first click and a new customerKey (sign-in) are news and do not wait.
         news, now = (*sorted(session.items()), interactive), time.monotonic()
         if now - self._tracked.get(news, -TRACK_EVERY) < TRACK_EVERY:
             return True
@@ -41,9 +41,9 @@ class ElevateSessions:
         return status != 409
 
     def end(self, session: dict[str, Any]) -> float | None:
-        """End a session; a number means: nobody took it, call again after so many seconds."""
+        """End a session; a number means: not accepted, call again after that many seconds."""
         status, wait = self._call("POST", "end", session, 15)
-        # 204: ended. 202: kept, and sent later by the service. Other 4xx: would only fail again.
+        # 204: ended. 202: kept, and sent later by the service. Other 4xx: it would only fail again.
         return wait if status in (0, 429) or status >= 500 else None
 
     def _call(self, method: str, path: str, body: object, seconds: float) -> tuple[int, float]:
@@ -53,7 +53,7 @@ class ElevateSessions:
         except urllib3.exceptions.HTTPError as error:
             log.warning("%s: %s", method, type(error).__name__)
             return 0, CALL_AGAIN_AFTER
-        if reply.status >= 300:  # a problem of the service's names fields and holds no key
+        if reply.status >= 300:  # the service's own problems name fields and hold no key
             own = reply.headers.get("content-type") == "application/problem+json"
             log.warning("%s: %s %s", method, reply.status, reply.data.decode() if own else "")
         wait = reply.headers.get("retry-after", "")

@@ -7,11 +7,11 @@ from typing import Any
 
 import boto3
 
-ENTRIES_PER_CALL = 10  # EventBridge takes no more
+ENTRIES_PER_CALL = 10  # EventBridge accepts no more
 
 
 def put(bus: str, detail_type: str, details: Iterable[dict[str, Any]]) -> None:
-    """Put one event for each detail; raises RuntimeError when the bus has not taken all of them."""
+    """Put one event for each detail; raises RuntimeError if the bus has not taken all of them."""
     entries = [
         {
             "EventBusName": bus,

@@ -15,7 +15,7 @@ const routes = {
 
   async "/elevate/end"({ customerKey, sessionKey }) {
     const seconds = await sessions.end({ market, customerKey, sessionKey });
-    // Better a job in the shop's own queue: it survives a restart.
+    // A job in the shop's own queue is better: it survives a restart.
     if (seconds) setTimeout(routes["/elevate/end"], seconds * 1000, { customerKey, sessionKey });
     return 204;
   },
@@ -27,7 +27,7 @@ const server = createServer(async (request, response) => {
   // Pages of other origins cannot send this type without asking first.
   if (request.headers["content-type"] !== "application/json") return response.writeHead(415).end();
   const visitor = await json(request).catch(() => undefined);
-  // Pages do send visitors without keys.
+  // Pages do send bodies without keys.
   const complete = [visitor?.customerKey, visitor?.sessionKey].every((key) => typeof key === "string");
   response.writeHead(complete ? await route(visitor) : 400).end();
 });

@@ -16,7 +16,7 @@ from local.stack import ROOT, Stack, StackError
 
 # How long (seconds) the kept end may take: its wait of a minute at most, and a sweep.
 _PATIENCE = 80
-# So often (seconds) a sweep is asked for once the end is due.
+# How often (seconds) to ask for a sweep once the end is due.
 _SWEEP_EVERY = 3
 
 
@@ -105,7 +105,7 @@ def _until_ended(service: Service, session: dict[str, str]) -> dict[str, Any]:
 
 @contextmanager
 def _stack(folder: Path) -> Iterator[dict[str, Any]]:
-    """Give the stack of `make run` if it runs, or else start one, and stop it afterwards."""
+    """Yield the stack of `make run` if one is running, or start one and stop it afterwards."""
     if info := _running(folder):
         _tell("This uses the stack that `make run` has started.")
         yield info
@@ -121,7 +121,7 @@ def _stack(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _running(folder: Path) -> dict[str, Any] | None:
-    """Return what `make run` wrote of its stack, if that runs and has an Elevate to play with."""
+    """Return what `make run` wrote about its stack, if that runs and simulates an Elevate."""
     try:
         info: dict[str, Any] = json.loads((folder / "stack.json").read_text())
         urllib.request.urlopen(f"{info['awsEndpointUrl']}/_ministack/health", timeout=5).close()

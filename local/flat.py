@@ -1,4 +1,4 @@
-"""Print template.yaml as JSON, its anchors and short forms written out, as checkov needs it."""
+"""Print template.yaml as JSON, with anchors and short forms expanded, as checkov needs it."""
 
 import json
 import sys

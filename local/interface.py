@@ -89,7 +89,7 @@ def page() -> str:
         title=plain["info"]["title"],
         style=_asset("swagger-ui.min.css"),
         script=_asset("swagger-ui-bundle.min.js"),
-        # A string that ended the script would end it here.
+        # Otherwise a string that holds "</script>" would end the script.
         spec=json.dumps(plain).replace("<", "\\u003c"),
     )
 
@@ -98,7 +98,7 @@ def _asset(name: str) -> str:
     # Powertools brings Swagger UI along.
     home = Path(aws_lambda_powertools.__file__).parent
     text = (home / "event_handler" / "openapi" / "swagger_ui" / name).read_text()
-    # What browsers would fetch for their debuggers is not here.
+    # The source maps that browsers would fetch for their debuggers are not in the page.
     return re.sub(r"(//|/\*)# sourceMappingURL=.*", "", text)
 
 

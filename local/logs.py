@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# How long (milliseconds) a line may be under way: later ones are not shown.
+# How late (milliseconds) a line may arrive and still be shown.
 _LATE = 10_000
 # Fields that say the same on every line here, or have a place of their own.
 _QUIET = {"function", "level", "message", "timestamp", "service"}
@@ -14,7 +14,7 @@ _TRACEBACK = "Traceback (most recent call last):"
 
 
 def line_of(message: str) -> dict[str, Any] | None:
-    """Return what a line says; None for metrics, and for what Lambda says of success."""
+    """Return a line's fields; None for metrics, and for Lambda's own lines about success."""
     try:
         line = json.loads(message)
     except ValueError:
@@ -31,7 +31,7 @@ def line_of(message: str) -> dict[str, Any] | None:
 
 
 def _of_lambda(line: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a line of Lambda's own about what did not succeed: time-outs, memory, start-up."""
+    """Return one of Lambda's own lines if it is about a failure: time-out, memory, start-up."""
     record = line["record"] if isinstance(line["record"], dict) else {}
     if record.get("status", "success") == "success":
         return None
@@ -40,13 +40,13 @@ def _of_lambda(line: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def readable(function: str, message: str) -> str:
-    """Return a line as text; nothing where `line_of` has none."""
+    """Return a line as text; an empty one where `line_of` returns None."""
     line = line_of(message)
     return "" if line is None else text_of({"function": function} | line)
 
 
 def text_of(line: dict[str, Any]) -> str:
-    """Return what a line of a named function says as text."""
+    """Return a line, which names its function, as text."""
     clock = str(line.get("timestamp", ""))[11:19]
     fields = " ".join(f"{name}={value}" for name, value in line.items() if name not in _QUIET)
     level = line.get("level") or ""
@@ -55,7 +55,7 @@ def text_of(line: dict[str, Any]) -> str:
 
 
 def as_json(function: str, message: str) -> str:
-    """Return a line as a JSON object that names its function; nothing where `line_of` has none."""
+    """Return a line as a JSON object that names its function; empty where `line_of` gives None."""
     line = line_of(message)
     return "" if line is None else json.dumps({"function": function} | line)
 
@@ -66,7 +66,7 @@ def follow(
     seconds: float = 0.5,
     show: Callable[[str, str], str] = readable,
 ) -> Iterator[str]:
-    """Yield the lines written from now on, in their order, for ever; ask every so many seconds."""
+    """Yield the lines written from now on, in order and for ever; poll every `seconds`."""
     since = dict.fromkeys(groups, int(time.time() * 1000))
     shown: dict[str, Counter[tuple[int, str]]] = {group: Counter() for group in groups}
     tracebacks: set[str] = set()
@@ -95,7 +95,7 @@ def follow(
 def _without_repeats(
     written: list[tuple[int, str]], tracebacks: set[str]
 ) -> Iterator[tuple[int, str]]:
-    """Yield what was written, but of a traceback that was shown before only the last line."""
+    """Yield what was written, but only the last line of a traceback that was shown before."""
     lines = iter(written)
     for stamp, message in lines:
         if message != _TRACEBACK:

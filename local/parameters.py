@@ -1,4 +1,4 @@
-"""What `make run` takes, checked against template.yaml before anything is built."""
+"""What `make run` accepts, checked against template.yaml before anything is built."""
 
 import difflib
 import re
@@ -23,7 +23,7 @@ PARAMETERS = {
     "SWEEP_CONCURRENCY": "SweepConcurrency",
 }
 _OTHERS = ("PORT", "ELEVATE_PORT", "PLAYGROUND_PORT", "FOLDER")
-# What make itself takes.
+# What make itself accepts.
 _OF_MAKE = ("PYTHON", "VENV", "BIN", "PATH")
 
 
@@ -43,7 +43,7 @@ def parameters(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def port(environment: Mapping[str, str], name: str) -> int | None:
-    """Return a port, or nothing where none is given; raises StackError."""
+    """Return a port, or None where none is given; raises StackError."""
     text = environment.get(name, "")
     if text and not (text.isdecimal() and 0 < int(text) < 65536):
         raise StackError(f"{name}={text} is not valid: give a port number.")

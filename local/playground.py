@@ -40,7 +40,7 @@ _BODY_LIMIT = 16_384
 
 # How much of each the page shows.
 _SESSIONS, _RECEIVED, _LINES = 2000, 50, 200
-# How long (seconds) a state serves all who ask: several tabs cost no more than one.
+# How long (seconds) one state is shown to all: several tabs cost no more than one.
 _FRESH = 0.5
 _MANY = 100
 
@@ -110,13 +110,13 @@ class Playground:
         }
 
     def act(self, action: str, body: dict[str, Any]) -> dict[str, Any] | None:
-        """Do what a button asks for; return what was answered, or nothing if there is no such."""
+        """Do what a button asks for; return the answer, or None if there is no such action."""
         if self._service is None:
             return None
         try:
             return _do(self._service, action, body)
         finally:
-            self._read_at = 0.0  # whoever asks next sees what came of it
+            self._read_at = 0.0  # so that the next to ask sees the effect
 
 
 def _do(service: Service, action: str, body: dict[str, Any]) -> dict[str, Any] | None:
@@ -131,7 +131,7 @@ def _do(service: Service, action: str, body: dict[str, Any]) -> dict[str, Any] |
             service.put_event("Session Sweep", {})
             return {"request": "Session Sweep event"}
         case "fault" if service.simulates_elevate:
-            return _told("PUT /_sim/fault", service.set_fault(body))
+            return _reply("PUT /_sim/fault", service.set_fault(body))
     return None
 
 
@@ -142,13 +142,13 @@ def _call(service: Service, action: str, body: dict[str, Any]) -> dict[str, Any]
         del session["customerKey"]
     session |= {name: value for name, value in body.items() if value is not None}
     if action == "track":
-        told = _told(f"PUT /sessions/{session['sessionKey'][:8]}…", service.track(session))
+        reply = _reply(f"PUT /sessions/{session['sessionKey'][:8]}…", service.track(session))
     else:
-        told = _told("POST /sessions/end", service.end(session))
-    return told | {"session": session}
+        reply = _reply("POST /sessions/end", service.end(session))
+    return reply | {"session": session}
 
 
-def _told(request: str, answer: Answer) -> dict[str, Any]:
+def _reply(request: str, answer: Answer) -> dict[str, Any]:
     return {"request": request, "status": answer.status, "body": answer.json}
 
 

@@ -36,7 +36,7 @@ def _row(name: str, rules: dict[str, Any]) -> str:
 
 
 def _values(rules: dict[str, Any]) -> str:
-    """Return what a parameter may be, where that is short to say."""
+    """Return the values a parameter may have, where that can be said briefly."""
     if allowed := rules.get("AllowedValues"):
         return ", ".join(f"`{value}`" for value in allowed)
     least, most = rules.get("MinValue"), rules.get("MaxValue")

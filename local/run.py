@@ -116,7 +116,7 @@ What the functions log:
 
 
 def _interrupt(*_: object) -> None:
-    # A terminal and make may both pass it on, and stopping must not be stopped halfway.
+    # A terminal and make may both send the signal, and the second must not interrupt the stop.
     for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import boto3
 from botocore.config import Config
 
-# What the API takes of a session besides its key.
+# What the API accepts of a session besides its key.
 _BODY = ("market", "customerKey", "userContext")
 
 # Whoever watches is better served by a quick "no answer" than by botocore's patience.
@@ -21,14 +21,14 @@ _CONFIG = Config(connect_timeout=2, read_timeout=20, retries={"total_max_attempt
 
 @dataclass(frozen=True)
 class Answer:
-    """What was answered to a request."""
+    """The answer to a request."""
 
     status: int
     body: str
 
     @property
     def json(self) -> Any:
-        """Return the body as a value; nothing where it is no JSON."""
+        """Return the body as a value, or None where it is not JSON."""
         try:
             return json.loads(self.body)
         except ValueError:
@@ -45,7 +45,7 @@ def new_session(market: str) -> dict[str, str]:
 
 
 class Service:
-    """A running stack, found by what `.local/stack.json` says of it."""
+    """A running stack, as `.local/stack.json` describes it."""
 
     def __init__(self, info: dict[str, Any]) -> None:
         self.info = info
@@ -109,12 +109,12 @@ class Service:
     # -- what became of it -----------------------------------------------------------------
 
     def sessions(self, limit: int) -> list[dict[str, Any]]:
-        """Return the registry's rows, at most so many."""
+        """Return the registry's rows, at most `limit` of them."""
         rows = [row for _, row in zip(range(limit), self._scan(limit), strict=False)]
         return [{name: _value(value) for name, value in row.items()} for row in rows]
 
     def session(self, session: dict[str, str]) -> dict[str, Any] | None:
-        """Return the registry's row of a session, or nothing."""
+        """Return the registry's row of a session, or None."""
         key = {name: {"S": session[name]} for name in ("sessionKey", "market")}
         row = self._dynamodb.get_item(TableName=self.info["tableName"], Key=key).get("Item")
         return row and {name: _value(value) for name, value in row.items()}

@@ -3,14 +3,14 @@
 It serves both dialects as documented, and keeps what it received (the last half million):
 
     GET    /_sim/notifications   what was received: `index` (from 1), `time`, `method`, `path`,
-                                 `query`, `rawQuery`, `status`, and `fault` if one had a part in it;
+                                 `query`, `rawQuery`, `status`, and `fault` if one was involved;
                                  `?after=` an index, `limit=` (1000), `sessionKey=`;
                                  `next` is the `after` of the next page, when there is one
     DELETE /_sim/notifications   forget it
     GET    /_sim/summary         how many were received and delivered, of how many sessions, which
-                                 session keys were delivered twice, how many are kept no more
+                                 session keys were delivered twice, how many are no longer kept
     GET    /_sim/fault           the current fault
-    PUT    /_sim/fault           another: `{"kind": …, "seconds": …, "rate": …, "retryAfter": …}`
+    PUT    /_sim/fault           set one: `{"kind": …, "seconds": …, "rate": …, "retryAfter": …}`
 
 Kinds of fault, none of which touches the control requests above:
 
@@ -24,7 +24,7 @@ Kinds of fault, none of which touches the control requests above:
     garbage  answer bytes that are not HTTP
     flaky    with probability `rate` (0.5) be busy, reset, down or slow, else answer as documented
 
-`for` is how many seconds a fault lasts; for a kind that delays nothing `seconds` says the same.
+`for` is how many seconds a fault lasts; for a kind without delays, `seconds` means the same.
 
 A notification is delivered when Elevate took it, and `status` is then 204, even if the client never
 saw that answer: `reset`, or `slow` beyond its patience. What `down`, `busy`, `hang`, `reject` and
@@ -70,7 +70,7 @@ class _Answer(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """One request; whatever can be read from its target is read when somebody asks."""
+    """One request; its target is parsed only when somebody asks."""
 
     time: float
     method: str
@@ -136,7 +136,7 @@ class SimulatedElevate:
         self._ask(self._forget)
 
     def _ask[T](self, call: Callable[[], T]) -> T:
-        """Call in the server's thread, which alone touches its state."""
+        """Call in the server's thread, the only one that touches its state."""
 
         async def ask() -> T:
             return call()
@@ -199,7 +199,7 @@ class SimulatedElevate:
     async def _elevate(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, target: str
     ) -> _Answer | None:
-        """Return the answer, or nothing when a fault takes the connection."""
+        """Return the answer, or None when a fault has used up the connection."""
         fault = self._fault
         kind = fault["kind"]
         if kind == "flaky":
@@ -467,7 +467,7 @@ def _json(status: int, value: Any) -> _Answer:
 async def _read(
     http: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> tuple[str, str, bytes] | None:
-    """Return method, target and the start of the body, or nothing when the client has left."""
+    """Return method, target and the start of the body, or None when the client has left."""
     method = target = ""
     body = b""
     while True:

@@ -1,7 +1,7 @@
 """The embedded stack: MiniStack, a simulated Elevate, and `sam deploy` of the real template.yaml.
 
-Everything listens on the loopback. All that it writes is in one folder, and all that it starts is
-stopped with it.
+Everything listens on the loopback. Everything it writes is in one folder, and everything it starts
+is stopped with it.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ class Stack:
         self._sam("build", "--cached", "--template-file", str(ROOT / "template.yaml"))
 
     def deploy(self, parameters: dict[str, str]) -> dict[str, Any]:
-        """Deploy what was built; write and return what others need to know of the stack."""
+        """Deploy what was built; write and return what others need to know about the stack."""
         given = {"ElevateBaseUrl": self.elevate_url, "Markets": self._markets} | parameters
         overrides = [f'{name}="{value}"' for name, value in given.items()]
         self._sam(
@@ -194,12 +194,12 @@ class Stack:
         self._write_down()
 
     def _write_down(self) -> None:
-        """Let the next run know what to end, should this one be killed outright."""
+        """Let the next run know what to stop, should this one be killed outright."""
         pids = [process.pid for process in self._processes]
         (self.folder / "processes.json").write_text(json.dumps(pids))
 
     def _environment(self) -> dict[str, str]:
-        """Return an environment that reaches the emulator only, and no configuration of AWS's."""
+        """Return an environment that reaches only the emulator, and no AWS configuration."""
         own = {name: v for name, v in os.environ.items() if not name.startswith("AWS_")}
         return own | {
             "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -220,7 +220,7 @@ class Stack:
             "STATE_DIR": str(self.folder / "tmp"),
             "__SAM_CLI_APP_DIR": str(self.folder / "tmp"),
             "LOG_LEVEL": "INFO",
-            # Its access log knows API Gateway's paths, and so keys; it stays in the folder.
+            # Its access log holds API Gateway's paths, and so keys; it stays in the folder.
         }
 
     def _wait_for(self, url: str, what: str) -> None:
@@ -270,7 +270,7 @@ class Stack:
             raise StackError(f"`sam {arguments[0]}` failed; its output is above.")
 
     def _copy_invoke_settings(self) -> None:
-        """Copy what AWS reads at the alias to the function, where MiniStack looks for it."""
+        """Copy the alias's invoke settings to the function, where MiniStack looks for them."""
         functions = self.client("lambda")
         for name in self.info["functions"].values():
             found = functions.get_function_event_invoke_config(FunctionName=name, Qualifier="live")
@@ -281,7 +281,7 @@ class Stack:
             )
 
     def _put_gateway_responses(self) -> None:
-        """Put the gateway's own answers, which MiniStack does not read out of openapi.yaml."""
+        """Set the gateway's own answers, which MiniStack does not read from openapi.yaml."""
         gateway = self.client("apigateway")
         at = {"restApiId": self.api_id}
         stage = gateway.get_stage(**at, stageName="api")

@@ -73,7 +73,7 @@ def cli() -> None:
 
 
 def command(do: Callable[..., None]) -> click.Command:
-    """Make a function a command with the options that all commands have."""
+    """Turn a function into a command with the options that all commands have."""
 
     @functools.wraps(do)
     def run(
@@ -179,7 +179,7 @@ def session(operator: Operator, key: str, hours: int) -> None:
 
 
 def _plain(value: dict[str, Any]) -> Any:
-    """Return a value of DynamoDB's without its type."""
+    """Return a DynamoDB value without its type."""
     ((kind, plain),) = value.items()
     return None if kind == "NULL" else plain
 
@@ -239,7 +239,7 @@ def sweep(operator: Operator) -> None:
 @command
 @click.option("--market", help="Only sessions of this market.")
 def retry_rejected(operator: Operator, market: str | None) -> None:
-    """Make rejected sessions due again. Fix first what they were rejected for."""
+    """Make rejected sessions due again. First fix the reason for the rejection."""
     target, now = operator.target, int(time.time())
     dynamodb, table = target.client("dynamodb"), target.outputs["TableName"]
     with operator.busy("Making them due again …"), ThreadPoolExecutor(WRITERS) as threads:

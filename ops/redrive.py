@@ -47,7 +47,7 @@ def redrive_all(target: Target) -> tuple[Counter[str], Counter[str]]:
                     MessageAttributeNames=["All"],
                     # A short poll asks only a few of a queue's servers.
                     WaitTimeSeconds=0 if target.is_embedded else 5,
-                    # A message that is left must not come again before all others have come.
+                    # A message that is left must not come back before all others have been read.
                     VisibilityTimeout=_HIDDEN,
                 )
                 for message in received.get("Messages", []):

@@ -26,7 +26,7 @@ class Smoke:
 
     def __init__(self, target: Target, profile: str | None, market: str | None) -> None:
         self._target = target
-        name = target.outputs["EventBusName"]  # the stack's
+        name = target.outputs["EventBusName"]  # which is also the stack's name
         self._stack = target.client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
         given = {p["ParameterKey"]: p["ParameterValue"] for p in self._stack["Parameters"]}
         self._market = market or unquote(given["Markets"].split(",")[0].strip()) or "UK"
@@ -35,7 +35,7 @@ class Smoke:
         self._key = key and gateway.get_api_key(apiKey=key, includeValue=True)["value"]
         self._sign: Any = None if key else boto3.Session(profile_name=profile).get_credentials()
         self._url = target.outputs["ApiUrl"]
-        if target.is_embedded:  # names below localhost do not resolve everywhere
+        if target.is_embedded:  # names under localhost do not resolve everywhere
             api = self._url.split("//")[1].split(".")[0]
             self._url = f"{gateway.meta.endpoint_url}/_aws/execute-api/{api}/api"
 
@@ -102,7 +102,7 @@ class Smoke:
         return str(self._call("GET", path).json()["sessions"][0]["state"])
 
     def _logged(self, function: str, text: str) -> str:
-        """Return a function's log line of the last three minutes that holds a text, or nothing."""
+        """Return a function's log line of the last three minutes that holds a text, if any."""
         group = next(g for g in self._target.log_groups if g.endswith(f"-{function}"))
         pages = self._target.client("logs").get_paginator("filter_log_events")
         since = int((time.time() - 180) * 1000)
@@ -112,7 +112,7 @@ class Smoke:
 
 
 def expect(seen: Any, *wanted: Any) -> str:
-    """Return what was seen, as text; raises AssertionError unless it was wanted."""
+    """Return what was seen, as text; raises AssertionError if it was not wanted."""
     if seen not in wanted:
         raise AssertionError(f"{seen}, not {' or '.join(map(str, wanted))}")
     return str(seen)

@@ -20,7 +20,7 @@ from local.stack import ROOT
 # How often (seconds) the logs are polled: CloudWatch allows few such calls a second.
 _POLL, _POLL_AWS = 0.5, 2.0
 
-_NO_STACK = "No stack runs here. Start one with `make run`, or name one with --stack."
+_NO_STACK = "No stack is running here. Start one with `make run`, or name one with --stack."
 
 
 class Target:
@@ -43,9 +43,9 @@ class Target:
                 raise click.ClickException(_NO_STACK)
             info = json.loads(embedded.read_text())
             stack, self._endpoint = info["stackName"], info["awsEndpointUrl"]
-            # It answers at once, or it does not run.
+            # It answers at once, or it is not running.
             self._config = Config(retries={"total_max_attempts": 1})
-            # MiniStack forgets them where a version is called.
+            # MiniStack applies neither when a version is called.
             self._alias = ""
             self.poll = _POLL
             self._session = boto3.Session(
@@ -100,7 +100,7 @@ class Target:
 
 
 def hint(error: Exception) -> str:
-    """Return what to do about an error of AWS's."""
+    """Return what to do about an error from AWS."""
     match error:
         case NoRegionError():
             return " Give --region, or set AWS_REGION."

@@ -15,15 +15,15 @@ STATISTICS: dict[str, Callable[[list[float]], float]] = {"Maximum": max, "Minimu
 
 
 def fires(alarm: dict[str, Any], periods: list[list[float]]) -> bool:
-    """Tell whether an alarm goes off over periods that each hold some data points, or none."""
+    """Return whether an alarm fires over periods that each hold some data points, or none."""
     return state(alarm, periods) == "ALARM"
 
 
 def state(alarm: dict[str, Any], periods: list[list[float]]) -> str:
     """Return the state that CloudWatch gives an alarm.
 
-    Periods without data are breaching or not as the alarm says; or they are missing, and then as
-    many as hold data are looked for further back.
+    As the alarm says, a period without data is either not breaching or missing; for each missing
+    period, an earlier one with data counts instead.
     """
     statistic = STATISTICS[alarm["Statistic"]]
     count = int(_number(alarm["EvaluationPeriods"]))
@@ -40,8 +40,8 @@ def state(alarm: dict[str, Any], periods: list[list[float]]) -> str:
     return "ALARM" if breaching.count(True) >= needed(alarm) else "OK"
 
 
-def tells(alarm: dict[str, Any], before: str, after: str) -> bool:
-    """Tell whether somebody hears of a change of state; a new alarm is INSUFFICIENT_DATA."""
+def notifies(alarm: dict[str, Any], before: str, after: str) -> bool:
+    """Return whether a change of state notifies anybody; a new alarm is INSUFFICIENT_DATA."""
     actions = {"ALARM": "Alarm", "OK": "OK", "INSUFFICIENT_DATA": "InsufficientData"}
     return before != after and bool(alarm.get(f"{actions[after]}Actions"))
 

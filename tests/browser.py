@@ -19,7 +19,7 @@ _OPTIONS = (
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Start a headless Chromium for one module: it occupies the event loop of the thread."""
+    """Start a headless Chromium for one module only: it occupies the thread's event loop."""
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
         pytest.skip("The playground was not tested: no chromium here (apt-get install chromium).")
@@ -29,10 +29,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """Open a page; the test fails when anything on it does."""
-    said: list[str] = []
+    """Open a page; the test fails if anything on the page does."""
+    errors: list[str] = []
     with browser.new_page() as page:
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("console", lambda line: said.append(line.text) if line.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
         yield page
-    assert said == []
+    assert errors == []

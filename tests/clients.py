@@ -1,4 +1,4 @@
-"""The clients of examples/, each driven in its own language."""
+"""The clients in examples/, each driven in its own language."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
-# Each reads [[method, session, …], …] and prints what the methods returned, with all logs on.
+# Each reads [[method, session, …], …] and prints what the methods returned, logging at DEBUG.
 _PYTHON = """
 import json, logging, sys
 sys.path.insert(0, sys.argv[1])
@@ -49,12 +49,12 @@ COMMANDS = {
 def need(program: str) -> None:
     """Skip the test where the program is missing."""
     if shutil.which(program) is None:
-        pytest.skip(f"no {program} here")
+        pytest.skip(f"{program} is not installed")
 
 
 @dataclass
 class Client:
-    """One language's client of the API at `url`."""
+    """The client in one language, calling the API at `url`."""
 
     language: str
     url: str

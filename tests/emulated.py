@@ -1,4 +1,4 @@
-"""Fixtures: the registry's table on the emulator, an Elevate that does as told, a clock to turn."""
+"""Fixtures: the registry's table on the emulator, a scripted Elevate, a clock set by hand."""
 
 import contextlib
 import http.server
@@ -26,7 +26,7 @@ from sessions.telemetry import Telemetry
 
 @dataclass
 class Clock:
-    """A clock that stands still until it is turned."""
+    """A clock that stands still until it is turned forward."""
 
     now: float = 1_006_516_800.0  # 2001-11-23T12:00:00Z
 
@@ -44,13 +44,13 @@ def clock() -> Clock:
 
 @dataclass
 class FakeElevate:
-    """Answers each notification with the next of `statuses` (the last one for good)."""
+    """Answers each notification with the next of `statuses`, and then repeats the last one."""
 
     url: str = ""
     statuses: list[int] = field(default_factory=lambda: [204])
     received: list[dict[str, str]] = field(default_factory=list)
     before_answer: Callable[[], None] = lambda: None
-    # A market's own answer, after so many seconds.
+    # A market's own status, and the seconds to wait before it.
     markets: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def keys(self) -> list[str]:
@@ -74,17 +74,17 @@ def elevate() -> Iterator[FakeElevate]:
             fake.before_answer()
             status, seconds = fake.markets.get(query.get("esales.market", ""), (status, 0.0))
             time.sleep(seconds)
-            # What it refuses it says back, keys and all, as servers do.
+            # A refusal echoes the request, keys and all, as many servers do.
             body = b"" if status == 204 else f"no: {self.path} {unquote(self.path)}".encode()
             self.send_response(status)
             if status != 204:
                 self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            with contextlib.suppress(ConnectionError):  # it may have given up
+            with contextlib.suppress(ConnectionError):  # the client may have given up
                 self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     class Server(http.server.ThreadingHTTPServer):
         daemon_threads = True
@@ -104,7 +104,7 @@ def elevate() -> Iterator[FakeElevate]:
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start MiniStack for the tests that need no deployed stack; return its endpoint."""
     folder = tmp_path_factory.mktemp("ministack")
-    # One may run already, as for the many short runs of `make mutate`.
+    # One may be running already, as for the many short runs of `make mutate`.
     running = os.environ.get("MINISTACK")
     with contextlib.nullcontext(running) if running else ministack(folder) as endpoint:
         credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
@@ -122,9 +122,9 @@ def dynamodb(aws: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def log() -> Callable[[], list[dict[str, Any]]]:
-    """Return what reads the structured lines written since the test began.
+    """Return a helper that reads the structured lines logged since the test began.
 
-    Powertools' handler keeps the stream that was stdout when it was made; each test has its own.
+    Powertools' handler keeps the stream that was stdout when it was created, so each test sets one.
     """
     written = io.StringIO()
     Telemetry()
@@ -136,7 +136,7 @@ def log() -> Callable[[], list[dict[str, Any]]]:
 
 @pytest.fixture
 def settings(dynamodb: Any, elevate: FakeElevate) -> Settings:
-    """Return settings with an empty registry of their own, 30 minutes idle, a day's limit."""
+    """Return settings with an empty registry of their own; sessions idle out after 30 minutes."""
     name = f"registry-{uuid.uuid4()}"
     create_table(dynamodb, name)
     return Settings(

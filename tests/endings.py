@@ -1,4 +1,4 @@
-"""Fixtures and helpers for tests of endings and sweeps, under a clock that is turned by hand."""
+"""Fixtures and helpers for tests of endings and sweeps, under a clock that is set by hand."""
 
 import uuid
 from collections.abc import Callable
@@ -93,7 +93,7 @@ def retry_rejected(dynamodb: Any, settings: Settings, clock: Clock) -> Callable[
 
 @pytest.fixture
 def item(dynamodb: Any, settings: Settings) -> Callable[[Session], dict[str, Any]]:
-    """Return what reads a session's row as the table holds it."""
+    """Return a helper that reads a session's row as the table holds it."""
 
     def read(session: Session) -> dict[str, Any]:
         key = {"sessionKey": {"S": session.session_key}, "market": {"S": session.market}}

@@ -87,10 +87,10 @@ def faulty_dynamodb(endpoint: str) -> Iterator[FaultyDynamoDB]:
                     return answer.code, answer.read()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
         def handle(self) -> None:
-            with contextlib.suppress(OSError):  # a victim was killed
+            with contextlib.suppress(OSError):  # the client was killed
                 super().handle()
 
     class Server(http.server.ThreadingHTTPServer):
@@ -98,7 +98,7 @@ def faulty_dynamodb(endpoint: str) -> Iterator[FaultyDynamoDB]:
         request_queue_size = 128
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """Say nothing: clients are killed on purpose."""
+            """Log nothing: clients are killed on purpose."""
 
     server = Server(("127.0.0.1", 0), Handler)
     faulty = FaultyDynamoDB(f"http://127.0.0.1:{server.server_port}")

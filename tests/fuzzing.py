@@ -1,4 +1,4 @@
-"""What schemathesis checks of each answer beside its own checks (tests/access/test_access.py)."""
+"""Checks that schemathesis adds to its own on each answer (tests/access/test_access.py)."""
 
 import json
 
@@ -8,7 +8,7 @@ from schemathesis import Case, CheckContext, Response
 
 @schemathesis.check
 def no_key_is_echoed(ctx: CheckContext, response: Response, case: Case) -> None:  # type: ignore[type-arg]
-    """Find keys that were sent in what was answered."""
+    """Fail if an answer repeats a key that was sent."""
     keys = {
         value
         for part in (case.body, case.path_parameters, case.query)
@@ -16,14 +16,14 @@ def no_key_is_echoed(ctx: CheckContext, response: Response, case: Case) -> None:
         for name, value in part.items()
         if name.lower().endswith("key") and isinstance(value, str) and len(value) >= 8
     }
-    told = response.text + str(response.headers)
-    # 202 tells where the state can be read: at a path that holds the key.
-    assert response.status_code == 202 or not any(key in told for key in keys), "a key is echoed"
+    answer = response.text + str(response.headers)
+    # A 202 says where to read the state: at a path that contains the key.
+    assert response.status_code == 202 or not any(key in answer for key in keys), "a key is echoed"
 
 
 @schemathesis.check
 def errors_are_problems(ctx: CheckContext, response: Response, case: Case) -> None:  # type: ignore[type-arg]
-    """Find errors that are no problems (RFC 9457), the gateway's own included."""
+    """Fail if an error, even one of the gateway's, is not a problem document (RFC 9457)."""
     if response.status_code >= 400:
         assert response.headers["content-type"] == ["application/problem+json"]
         problem = json.loads(response.text)

@@ -33,7 +33,7 @@ def moment(at: float) -> str:
 
 
 class Context:
-    """What a function needs of Lambda's context object."""
+    """The part of Lambda's context object that the functions use."""
 
     aws_request_id = "00000000-0000-0000-0000-000000000000"
 

@@ -1,4 +1,4 @@
-"""The emulator's DynamoDB called as functions: the same code as over the wire, without the wire."""
+"""The emulator's DynamoDB as plain function calls: the same code, without the network."""
 
 import json
 from typing import Any

@@ -12,13 +12,13 @@ from mutmut.__main__ import cli
 from emulator import ministack
 
 RESULTS = Path("mutants/src/sessions")
-# mutmut's exit codes of a mutant: its tests passed, or none calls it.
+# mutmut's exit codes for a survivor: its tests passed, or no test calls it.
 SURVIVED = (0, 33)
 
 
 def main(module: str = "") -> None:
     """Run mutmut over one module of src/sessions, or all; print the scores and the survivors."""
-    # mutmut 3.7 asks pytest's items for an attribute that pytest 9.2 has no more.
+    # mutmut 3.7 asks pytest's items for an attribute that pytest 9.2 no longer has.
     pytest.Item._nodeid = property(lambda item: item.nodeid)  # type: ignore[attr-defined]
     chosen = [f"sessions.{module}.*"] if module else []
     with tempfile.TemporaryDirectory() as folder, ministack(Path(folder)) as endpoint:
@@ -30,7 +30,7 @@ def main(module: str = "") -> None:
         tried = len([code for code in results.values() if code is not None])
         if tried:
             killed = tried - len(survivors)
-            print(f"{path.name.removesuffix('.py.meta')}: {killed} of {tried} killed, alive are")
+            print(f"{path.name.removesuffix('.py.meta')}: {killed} of {tried} killed, survivors:")
             print(*(f"    {name}" for name in survivors), sep="\n")
 
 

@@ -37,7 +37,7 @@ for (let visitor = 0; visitor < VISITORS; visitor++) {
   for (let visit = 0; at < 14 * DAY; visit++) {
     const note = (what, keys) => lines.push({ at, visit: `${visitor}/${visit}`, what, ...keys });
     const signsOut = signedIn ? random() < 0.4 : false;
-    // Who finds the shop's page still open may do nothing else than sign out.
+    // A visitor who finds the shop's page still open may do nothing but sign out.
     for (let views = signsOut ? below(5) : 1 + below(5); views > 0; views--) {
       const session = await load(stored);
       const signsIn = !signedIn && random() < 0.2;

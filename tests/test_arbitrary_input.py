@@ -1,4 +1,4 @@
-"""Whatever comes gets a documented answer, and nothing strange is sent to Elevate."""
+"""Any input gets a documented answer, and nothing but valid requests is sent to Elevate."""
 
 import contextlib
 import json
@@ -115,15 +115,15 @@ def test_every_call_gets_a_documented_answer(
     answer = entrance.handle(event, Context())
     assert answer is not None
     assert answer["statusCode"] in OPERATIONS[operation] - {500}
-    told = json.dumps(answer["headers"]) + answer["body"]
+    answered = json.dumps(answer["headers"]) + answer["body"]
     if answer["statusCode"] >= 400:
         problem = json.loads(answer["body"])
         assert problem["status"] == answer["statusCode"]
-        assert "~key~" not in told
-        assert str(uuid.UUID(int=2)) not in told
-    for heard in elevate.received:
-        assert set(heard) == {"esales.market", "esales.customerKey", "esales.sessionKey"}
-        assert heard["esales.market"] in {"UK", "SE"}
+        assert "~key~" not in answered
+        assert str(uuid.UUID(int=2)) not in answered
+    for sent in elevate.received:
+        assert set(sent) == {"esales.market", "esales.customerKey", "esales.sessionKey"}
+        assert sent["esales.market"] in {"UK", "SE"}
 
 
 @pytest.mark.parametrize("handle", [end.handle, track.handle, sweep.handle])
@@ -142,19 +142,19 @@ def test_every_call_gets_a_documented_answer(
         },
     )
 )
-def test_every_event_is_done_or_raises_as_an_event(
+def test_every_event_is_processed_or_raises_invalid_event(
     application: shared.Application,
     elevate: FakeElevate,
     handle: Callable[[Any, Any], Any],
     event: dict[str, Any],
 ) -> None:
-    with contextlib.suppress(InvalidEvent):  # anything else would be a fault of ours
+    with contextlib.suppress(InvalidEvent):  # anything else would be a bug of ours
         handle(event, Context())
 
 
 @pytest.mark.parametrize("handle", [end.handle, track.handle, sweep.handle])
 @pytest.mark.parametrize("event", [None, "Session Ended", [{"detail": {}}], 7])
-def test_what_is_no_event_is_refused_as_one(
+def test_what_is_not_an_event_is_refused_as_invalid(
     application: shared.Application,
     handle: Callable[[Any, Any], Any],
     event: Any,

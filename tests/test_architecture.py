@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src"
 
-# What each room may know of the others; everybody may know the values.
+# What each module may import of the others; all may import the values.
 VALUES = {"sessions.session", "sessions.lifetime", "sessions.dialects", "sessions.settings"}
 MAY_IMPORT = {
     "sessions.session": set(),
@@ -35,7 +35,7 @@ MAY_IMPORT = {
     | {"sessions.elevate", "sessions.ending", "sessions.lanes", "sessions.registry"}
     | {"sessions.pacer", "sessions.statements", "sessions.telemetry"},
 }
-# Who alone may use what from outside.
+# External libraries, and the only modules that may use them.
 ONLY = {
     "urllib3": {"sessions.connection", "sessions.elevate"},
     "boto3": {"sessions.aws"},
@@ -64,14 +64,14 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
-def test_a_room_knows_only_the_rooms_below_it(name: str) -> None:
+def test_a_module_imports_only_what_is_below_it(name: str) -> None:
     known = imports(modules()[name])
     inside = {m for m in known if m.split(".")[0] in {"handler", "sessions"}}
     if name.startswith("sessions"):
         assert inside <= MAY_IMPORT.get(name, set())
     else:
         entrances = {f"handler.{entrance}" for entrance in ("end", "track", "sweep")}
-        assert not inside & entrances, "entrances do not know each other"
+        assert not inside & entrances, "entrances do not import each other"
     outside = {m.split(".")[0] for m in known}
     assert not outside & NOBODY
     for library, allowed in ONLY.items():
@@ -114,7 +114,7 @@ def test_a_snapshot_holds_the_application_and_no_connection(kind: str) -> None:
     assert done.stdout.strip() == str(int(kind == "snap-start"))
 
 
-def test_no_room_is_too_large() -> None:
+def test_no_module_is_too_large() -> None:
     """Past 300 lines a file has a second reason to change."""
     sizes = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
     assert not {name: size for name, size in sizes.items() if size > 300}

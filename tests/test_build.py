@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# As those of pyenv, asdf and mise do: the version is what a file here or further up says.
+# Like the shims of pyenv, asdf and mise: a file here or further up names the version.
 SHIM = """#!/bin/sh
 here=$PWD
 while [ "$here" ]; do
@@ -31,7 +31,7 @@ def build(repository: Path) -> "subprocess.CompletedProcess[str]":
     copy, artifacts = repository.parent / "copy", repository / ".aws-sam" / "build" / "EndFunction"
     copy.mkdir()
     shutil.copy(ROOT / "src" / "Makefile", copy)
-    # Says what has run it, in place of building; the real one makes the folder anew too.
+    # Prints which Python ran it instead of building; like the real one, it removes the folder.
     (copy / "package.py").write_text(
         "import os, sys\nos.rmdir(sys.argv[1])\nprint(os.getcwd() and sys.version_info[:2])"
     )
@@ -62,7 +62,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder that alone is on the PATH, but for what make and sh need."""
+    """Return a folder that is the whole PATH; it holds make and sh."""
     folder = tmp_path / "commands"
     folder.mkdir()
     for name in ("make", "sh"):
@@ -81,7 +81,7 @@ def test_a_shim_finds_the_version_that_the_repository_names(
 
 
 @pytest.mark.parametrize("name", ["python3", "python"])
-def test_another_name_does_if_it_is_the_right_version(
+def test_another_name_works_if_it_is_the_right_version(
     repository: Path, commands: Path, name: str
 ) -> None:
     put(commands, name, SHIM.format(python=sys.executable))
@@ -90,7 +90,7 @@ def test_another_name_does_if_it_is_the_right_version(
     assert (built.returncode, built.stdout) == (0, "(3, 13)\n"), built.stderr
 
 
-def test_without_one_the_build_is_refused_in_a_clear_line(repository: Path, commands: Path) -> None:
+def test_without_python_3_13_the_build_fails_and_says_why(repository: Path, commands: Path) -> None:
     (repository / ".python-version").unlink()
     put(commands, "python3.13", SHIM.format(python=sys.executable))
     put(commands, "python3", OTHER)

@@ -1,4 +1,4 @@
-"""The HTTP interface takes and promises what its last released version took and promised."""
+"""The HTTP interface accepts and promises what its last release accepted and promised."""
 
 import json
 import tomllib
@@ -38,11 +38,11 @@ def _operation(name: str, old_path: Any, old: Any, new_path: Any, new: Any) -> I
         if argument["required"] and not before.get(one, {}).get("required"):
             yield f"{name}: argument {one} is required"
         if one in before:
-            yield from _taken(f"{name}: {one}", before[one]["schema"], argument["schema"])
+            yield from _accepted(f"{name}: {one}", before[one]["schema"], argument["schema"])
     body, body_now = (
         operation.get("requestBody", {}).get("content", {}) for operation in (old, new)
     )
-    yield from _contents(name, body, body_now, _taken)
+    yield from _contents(name, body, body_now, _accepted)
     for status, answer in old["responses"].items():
         answer_now = new["responses"].get(status)
         if answer_now is None:
@@ -51,7 +51,7 @@ def _operation(name: str, old_path: Any, old: Any, new_path: Any, new: Any) -> I
         headers = answer.get("headers", {}).keys() - answer_now.get("headers", {}).keys()
         yield from (f"{name}: {status}: header {header} is gone" for header in headers)
         contents = answer.get("content", {}), answer_now.get("content", {})
-        yield from _contents(f"{name}: {status}", *contents, _told)
+        yield from _contents(f"{name}: {status}", *contents, _returned)
 
 
 def _arguments(path: Any, operation: Any) -> dict[str, Any]:
@@ -71,8 +71,8 @@ def _contents(
             yield from compare(name, content["schema"], new[kind]["schema"])
 
 
-def _taken(name: str, old: Any, new: Any) -> Iterator[str]:
-    """Yield which values that `old` took `new` refuses."""
+def _accepted(name: str, old: Any, new: Any) -> Iterator[str]:
+    """Yield the values that `old` accepted and `new` refuses."""
     if old.get("type") != new.get("type"):
         yield f"{name} has another type"
     if "enum" in new and not set(old.get("enum", [None])) <= set(new["enum"]):
@@ -89,13 +89,13 @@ def _taken(name: str, old: Any, new: Any) -> Iterator[str]:
         yield f"{name}: {field} is required"
     for field, schema in old.get("properties", {}).items():
         if field in new.get("properties", {}):
-            yield from _taken(f"{name}: {field}", schema, new["properties"][field])
+            yield from _accepted(f"{name}: {field}", schema, new["properties"][field])
         elif new.get("additionalProperties") is False:
             yield f"{name}: {field} is refused"
 
 
-def _told(name: str, old: Any, new: Any) -> Iterator[str]:
-    """Yield what `old` told and `new` does not."""
+def _returned(name: str, old: Any, new: Any) -> Iterator[str]:
+    """Yield what `old` returned and `new` does not."""
     if old.get("type") != new.get("type") or (new.get("nullable") and not old.get("nullable")):
         yield f"{name} has another type"
     for field in set(old.get("required", ())) - set(new.get("required", ())):
@@ -104,9 +104,9 @@ def _told(name: str, old: Any, new: Any) -> Iterator[str]:
         if field not in new.get("properties", {}):
             yield f"{name}: {field} is gone"
         else:
-            yield from _told(f"{name}: {field}", schema, new["properties"][field])
+            yield from _returned(f"{name}: {field}", schema, new["properties"][field])
     if "items" in old:
-        yield from _told(f"{name}: each", old["items"], new.get("items", {}))
+        yield from _returned(f"{name}: each", old["items"], new.get("items", {}))
 
 
 def _whole(part: Any, document: Any) -> Any:
@@ -116,8 +116,8 @@ def _whole(part: Any, document: Any) -> Any:
     if not isinstance(part, dict):
         return part
     if "$ref" in part:
-        *_, room, name = part["$ref"].split("/")
-        return _whole(document["components"][room][name], document)
+        *_, section, name = part["$ref"].split("/")
+        return _whole(document["components"][section][name], document)
     return {name: _whole(one, document) for name, one in part.items()}
 
 
@@ -196,7 +196,7 @@ def test_what_breaks_a_client_is_found(
 
 
 @pytest.mark.parametrize(("where", "change"), COMPATIBLE)
-def test_what_breaks_no_client_is_let_pass(
+def test_what_breaks_no_client_is_allowed(
     where: tuple[str | int, ...], change: Callable[[Any], Any]
 ) -> None:
     assert list(breaks(interface(), changed(where, change))) == []

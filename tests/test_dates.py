@@ -1,11 +1,11 @@
 r"""No fixed date meets the real clock: what works today works on any other day.
 
-A date that is long over changes nothing any more, and one in the year 9999 does not yet. What lies
-between is a time bomb, so there is none: a test that only computes or parses takes a date of 2001,
-one that calls a function counts from `time.time()`, and a sample has no time at all, which is now.
+A date long past no longer makes a difference, and one in the year 9999 does not yet. Any date in
+between is a time bomb, so there are none: a test that only computes or parses takes a date of 2001,
+one that calls a function counts from `time.time()`, and a sample has no time at all, meaning now.
 
-To run the suite on another day takes Debian's libfaketime (package `faketime`), and a sleep that it
-leaves alone: where the monotonic clock stays the real one, its own (0.9.10) fails.
+Running the suite on another day takes Debian's libfaketime (package `faketime`), and a sleep that
+it leaves alone: while the monotonic clock stays real, libfaketime's own sleep (0.9.10) fails.
 
     echo 'int clock_nanosleep(int clock, int flags, void *until, void *left)
         { return syscall(SYS_clock_nanosleep, clock, flags, until, left) ? errno : 0; }' |
@@ -47,7 +47,7 @@ def dates(text: str) -> list[str]:
     return DATE.findall(re.sub(r"(?<=\d)_(?=\d)", "", text))
 
 
-def test_no_file_has_a_date_that_goes_by() -> None:
+def test_no_file_has_a_date_that_will_pass() -> None:
     assert set(SAMPLES) < set(SOURCES)
     found = {str(path.relative_to(ROOT)): dates(path.read_text()) for path in SOURCES}
     assert {name: fixed for name, fixed in found.items() if fixed} == {}

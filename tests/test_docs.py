@@ -1,4 +1,4 @@
-"""The documents lead where they say."""
+"""What the documents link to or name exists."""
 
 import re
 from pathlib import Path

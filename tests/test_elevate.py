@@ -1,4 +1,4 @@
-"""The end notification on real wires: what is sent, what comes of every answer, and of none."""
+"""The end notification on real wires: what is sent, and the outcome of every answer or none."""
 
 import base64
 import datetime
@@ -132,7 +132,7 @@ def test_any_market_and_key_arrive_intact(market: str, key: str) -> None:
     ]
 
 
-# -- what comes of an answer -------------------------------------------------------------------
+# -- the outcome of an answer -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_outcome_of_a_status(status: str, kind: str) -> None:
     ],
 )
 def test_a_success_is_delivered_whatever_comes_with_it(answer: bytes) -> None:
-    """What comes with it is nobody's answer: the next session's is its own."""
+    """And what comes with it is not taken for the next session's answer."""
 
     def serve(connection: socket.socket, number: int) -> None:
         read_request(connection)
@@ -190,14 +190,14 @@ def test_a_success_is_delivered_whatever_comes_with_it(answer: bytes) -> None:
         elevate = client(server.url, read_timeout=5)
         started = time.monotonic()
         assert elevate.notify(SESSION).kind == "delivered"
-        assert time.monotonic() - started < 4, "delivered at once, not after the time-out"
+        assert time.monotonic() - started < 4, "must be delivered at once, not after the time-out"
         if server.connections == 1 and answer.endswith(NO_CONTENT):
             return  # a whole answer: its connection may be used again
         assert elevate.notify(SESSION).kind == "rejected"
         assert server.connections == 2
 
 
-def test_interim_answers_count_into_the_time_of_the_whole() -> None:
+def test_interim_answers_do_not_extend_the_time_out() -> None:
     def serve(connection: socket.socket, number: int) -> None:
         read_request(connection)
         connection.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
@@ -207,7 +207,7 @@ def test_interim_answers_count_into_the_time_of_the_whole() -> None:
         assert "TimeoutError" in client(server.url).notify(SESSION).reason
 
 
-def test_a_second_answer_is_never_another_sessions() -> None:
+def test_a_second_answer_is_never_taken_for_another_sessions() -> None:
     """Elevate answers A with 204 and, a moment later, sends a stray second answer."""
     sent_stray = threading.Event()
 
@@ -243,10 +243,10 @@ def test_a_used_connection_is_used_again() -> None:
         assert server.connections == 1
 
 
-def test_each_time_out_is_its_own() -> None:
+def test_connect_and_read_time_outs_are_separate() -> None:
     def serve(connection: socket.socket, number: int) -> None:
         while read_request(connection):
-            time.sleep(0.5)  # longer than it may take to connect, shorter than to answer
+            time.sleep(0.5)  # longer than the connect time-out, shorter than the read one
             connection.sendall(NO_CONTENT)
 
     with wire(serve) as server:
@@ -254,7 +254,7 @@ def test_each_time_out_is_its_own() -> None:
         assert [elevate.notify(SESSION).kind for _ in range(2)] == ["delivered"] * 2
 
 
-def test_what_was_answered_in_part_is_not_sent_again() -> None:
+def test_a_request_that_was_answered_in_part_is_not_sent_again() -> None:
     def serve(connection: socket.socket, number: int) -> None:
         answering(NO_CONTENT)(connection, number)
         read_request(connection)
@@ -275,12 +275,12 @@ def test_a_redirect_is_not_followed() -> None:
         assert elsewhere.connections == 0
 
 
-# -- what of an answer is quoted ---------------------------------------------------------------
+# -- which part of an answer is quoted ---------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def quoted() -> Iterator[Callable[[bytes, Session], str]]:
-    """Return what gives the reason after Elevate has refused a session with this body."""
+    """Return a helper that gives the reason after Elevate refuses a session with some body."""
     body = b""
 
     def serve(connection: socket.socket, number: int) -> None:
@@ -307,8 +307,8 @@ def test_plain_words_are_quoted_and_nothing_else(
         '{"title": "Bad Request", "status": …, "detail": "The market UK is not a known one."}'
     )
     upper = SESSION.session_key.upper()
-    told = f"no session {upper} of {SESSION.customer_key}".encode()
-    assert "".join(c for c in quoted(told, SESSION) if c.isalnum()) == "nosessionof"
+    body = f"no session {upper} of {SESSION.customer_key}".encode()
+    assert "".join(c for c in quoted(body, SESSION) if c.isalnum()) == "nosessionof"
 
 
 def test_the_reason_is_at_most_1_kb(quoted: Callable[[bytes, Session], str]) -> None:
@@ -354,8 +354,8 @@ def test_no_part_of_a_uuid_is_quoted_however_it_is_written(
     encoding: str,
 ) -> None:
     session = replace(SESSION, session_key=str(key))
-    told = encode(str(key)[cut[0] : cut[0] + cut[1]] if encode is not ENCODINGS[11] else str(key))
-    body = "??? " + "\n".join(textwrap.wrap(told, width)) + " !!!"
+    text = encode(str(key)[cut[0] : cut[0] + cut[1]] if encode is not ENCODINGS[11] else str(key))
+    body = "??? " + "\n".join(textwrap.wrap(text, width)) + " !!!"
     left = "".join(letter for letter in quoted(body.encode(encoding), session) if letter.isalnum())
     assert len(left) <= 4, left
 
@@ -372,7 +372,7 @@ def test_where_a_key_may_be_anything_nothing_is_quoted(
 
 @pytest.mark.parametrize("key", ["a" + "-" * 60 + "z", "-" * 255, "(a+)+" * 40, "a" * 255])
 def test_no_key_makes_quoting_slow(quoted: Callable[[bytes, Session], str], key: str) -> None:
-    """The bound is work done (processor time), so a busy machine does not matter."""
+    """The limit is on processor time, so a busy machine does not matter."""
 
     def too_much(*_: object) -> None:
         raise AssertionError("two seconds of work")
@@ -388,7 +388,7 @@ def test_no_key_makes_quoting_slow(quoted: Callable[[bytes, Session], str], key:
         signal.signal(signal.SIGVTALRM, before)
 
 
-# -- when to come again ------------------------------------------------------------------------
+# -- when to try again -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,7 @@ def test_retry_after_may_be_a_date() -> None:
     assert outcome.retry_after in range(50, 61)
 
 
-# -- what comes of no answer -------------------------------------------------------------------
+# -- the outcome of no answer -------------------------------------------------------------------
 
 
 def never(connection: socket.socket, number: int) -> None:
@@ -460,7 +460,7 @@ def test_an_answer_that_does_not_end_in_time_is_a_time_out(
         outcome = client(server.url).notify(SESSION)
         assert outcome.kind == "unavailable"
         assert "TimeoutError" in outcome.reason
-        # The bound is the read time-out for the whole answer; the rest is the machine's.
+        # The read time-out bounds the whole answer; the rest allows for a slow machine.
         assert time.monotonic() - started < 3
 
 
@@ -492,7 +492,7 @@ def test_what_is_not_an_answer_is_unavailable(answer: bytes) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_in_the_world_raise(answer: bytes) -> None:
+def test_no_answer_whatsoever_raises(answer: bytes) -> None:
     after(answer, read_timeout=0.05)
     after(b"HTTP/1.1 400 Bad\r\n" + answer, read_timeout=0.05)
 
@@ -512,7 +512,7 @@ def test_a_reset_is_unavailable() -> None:
 
     with wire(serve) as server:
         assert client(server.url).notify(SESSION).kind == "unavailable"
-        assert server.connections == 1, "an answer that had begun is not asked for again"
+        assert server.connections == 1, "after a partial answer it is not sent again"
 
 
 # -- the one retry -----------------------------------------------------------------------------
@@ -538,7 +538,7 @@ def test_a_connection_that_died_while_pooled_is_replaced_at_once(
         assert server.connections == 2
 
 
-def test_a_pooled_connection_that_was_closed_is_not_sent_on() -> None:
+def test_nothing_is_sent_on_a_pooled_connection_that_was_closed() -> None:
     closed = threading.Event()
 
     def serve(connection: socket.socket, number: int) -> None:
@@ -556,8 +556,8 @@ def test_a_pooled_connection_that_was_closed_is_not_sent_on() -> None:
         assert server.connections == 2
 
 
-def test_a_pooled_connection_that_dies_late_may_have_been_heard() -> None:
-    """It is not sent again at once: Elevate may have taken it."""
+def test_a_pooled_connection_that_dies_late_is_not_retried() -> None:
+    """Elevate may have taken the notification."""
 
     def serve(connection: socket.socket, number: int) -> None:
         answering(NO_CONTENT)(connection, number)
@@ -627,7 +627,7 @@ def test_a_second_death_is_unavailable() -> None:
         assert server.connections == 2
 
 
-def test_faults_leak_no_connection_of_the_pool() -> None:
+def test_faults_leak_no_pooled_connection() -> None:
     """With one place in the pool, each fault must give it back."""
     faults = [http("500 Oh", b"x" * 20_000), b"junk", b"", http("400 Bad", b"why"), NO_CONTENT]
 
@@ -644,7 +644,7 @@ def test_faults_leak_no_connection_of_the_pool() -> None:
 # -- the breaker -------------------------------------------------------------------------------
 
 
-def test_after_three_time_outs_nobody_waits_any_more() -> None:
+def test_after_three_time_outs_no_caller_waits() -> None:
     with wire(never) as server:
         elevate = client(server.url, read_timeout=0.05)
         for _ in range(3):
@@ -654,11 +654,11 @@ def test_after_three_time_outs_nobody_waits_any_more() -> None:
         assert server.connections == 3
         assert elevate.is_held_back("UK")
         assert not elevate.is_held_back("SE")
-        assert elevate.notify(replace(SESSION, market="SE")).sent, "another market may try"
+        assert elevate.notify(replace(SESSION, market="SE")).sent, "another market is not held back"
 
 
 def test_a_failure_that_takes_as_long_as_a_time_out_counts_as_one() -> None:
-    """Such as a resolver that hangs: no time-out of ours bounds it."""
+    """For example, a resolver that hangs: none of our time-outs bounds it."""
     now = itertools.count(step=2)
     with wire(answering(b"")) as server:
         url = server.url
@@ -672,13 +672,13 @@ def test_quick_failures_do_not_open_the_breaker() -> None:
     with wire(answering(http("503 Busy"))) as server:
         elevate = client(server.url)
         assert all(elevate.notify(SESSION).sent for _ in range(5))
-    # Now nobody listens there any more.
+    # Now nothing listens there any more.
     assert all(elevate.notify(SESSION).sent for _ in range(5))
     assert elevate.notify(SESSION).reason.startswith("NewConnectionError")
 
 
-def test_a_quick_failure_between_time_outs_counts_from_anew() -> None:
-    """The network answers at once: nobody waits in vain."""
+def test_a_quick_failure_between_time_outs_restarts_the_count() -> None:
+    """The network answers at once, so nobody waits in vain."""
     quick = 2
 
     def serve(connection: socket.socket, number: int) -> None:
@@ -755,7 +755,7 @@ def secure_url(server: Wire) -> str:
     return f"https://localhost:{urlsplit(server.url).port}"
 
 
-def test_a_certificate_that_nobody_vouches_for_is_unavailable(certificate: Path) -> None:
+def test_an_untrusted_certificate_is_unavailable(certificate: Path) -> None:
     with wire(over_tls(certificate, NO_CONTENT)) as server:
         outcome = client(secure_url(server)).notify(SESSION)
         assert outcome.kind == "unavailable"

@@ -1,4 +1,4 @@
-"""Elevate's own routes: its arguments in, its answers out, whatever dialect is spoken to it."""
+"""Elevate's own routes: its arguments in, its answers out, whichever dialect it speaks."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ PREFIX = {"web-v2": "esales.", "storefront-v3": ""}
 
 
 def call(route: str, **changes: Any) -> dict[str, Any]:
-    """Call a route with the documented arguments, some of them changed, None left out."""
+    """Call a route with the documented arguments, some changed; a None is left out."""
     arguments = {PREFIX[route] + n: v for n, v in (KEYS | changes).items() if v is not None}
     several = {n: v if isinstance(v, list) else [v] for n, v in arguments.items()}
     event = sample(EVENTS[route], multiValueQueryStringParameters=several)
@@ -53,7 +53,7 @@ def test_the_samples_reach_elevate(
 
 
 @pytest.mark.parametrize("route", PREFIX)
-def test_each_route_loses_nothing_towards_elevate_4(
+def test_each_route_loses_nothing_on_the_way_to_elevate_4(
     route: str, elevate4: Application, elevate: FakeElevate
 ) -> None:
     assert call(route)["statusCode"] == 204
@@ -84,7 +84,7 @@ def test_a_visitor_without_a_session_has_nothing_to_end(
 
 @pytest.mark.parametrize("context", ["ANONYMOUS", "SYNTHETIC"])
 @pytest.mark.parametrize("market", [None, "Atlantis"])
-def test_a_visitor_without_a_session_has_a_market(
+def test_a_visitor_without_a_session_still_needs_a_market(
     context: str, market: str | None, application: Application
 ) -> None:
     bare = {"customerKey": None, "sessionKey": None}
@@ -95,7 +95,7 @@ def test_a_visitor_without_a_session_has_a_market(
 @pytest.mark.parametrize("route", PREFIX)
 @pytest.mark.parametrize("name", KEYS)
 @pytest.mark.parametrize("value", [None, "", "\x00", ["a", "b"]])
-def test_what_elevate_would_refuse_is_refused_by_its_own_name(
+def test_what_elevate_would_refuse_is_refused_under_elevates_name_for_it(
     route: str, name: str, value: Any, application: Application, elevate: FakeElevate
 ) -> None:
     assert fields(call(route, **{name: value})) == [PREFIX[route] + name]
@@ -112,7 +112,7 @@ def test_what_elevate_would_refuse_is_refused_by_its_own_name(
         ({"market": "Atlantis"}, "market"),
     ],
 )
-def test_what_the_configured_dialect_cannot_say_is_refused(
+def test_what_the_configured_dialect_cannot_express_is_refused(
     arguments: dict[str, Any], field: str, application: Application, elevate: FakeElevate
 ) -> None:
     assert field in fields(call("storefront-v3", **arguments))
@@ -140,7 +140,7 @@ def test_the_answers_are_elevates(
     assert kept[0].state == {204: "ended", 400: "rejected", 503: "retrying"}[status]
 
 
-def test_503_when_nobody_can_take_it(
+def test_503_when_neither_elevate_nor_the_registry_can_take_it(
     application: Application, elevate: FakeElevate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elevate.statuses = [503]

@@ -35,7 +35,7 @@ def test_the_sample_call_is_delivered(elevate: FakeElevate) -> None:
     assert elevate.keys() == ["b106299c-eac0-4f6f-96d2-93e57c255784"]
 
 
-def test_an_unavailable_elevate_answers_202_with_a_place_to_look(elevate: FakeElevate) -> None:
+def test_if_elevate_is_unavailable_the_answer_is_202_with_a_location(elevate: FakeElevate) -> None:
     elevate.statuses = [503]
     answer = call(sample("api_end"))
     assert answer["statusCode"] == 202
@@ -52,7 +52,7 @@ def test_an_unavailable_elevate_answers_202_with_a_place_to_look(elevate: FakeEl
         "http://127.0.0.1:4566/_aws/execute-api/id/api",
     ],
 )
-def test_the_place_to_look_is_where_url_rules_lead_whatever_the_key_and_the_base(
+def test_the_location_resolves_to_the_session_whatever_the_key_and_the_base_url(
     base: str, elevate: FakeElevate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ELEVATE_API", "storefront-v3")
@@ -83,7 +83,7 @@ def test_a_rejection_answers_422(elevate: FakeElevate) -> None:
     assert problem(answer)["elevateStatus"] == 400
 
 
-def test_with_neither_elevate_nor_registry_the_caller_must_come_again(
+def test_with_neither_elevate_nor_registry_the_caller_must_try_again(
     elevate: FakeElevate, nowhere: None
 ) -> None:
     elevate.statuses = [503]
@@ -102,7 +102,7 @@ def test_with_the_registry_alone_down_elevate_is_notified(
 
 @pytest.fixture
 def nowhere(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the registry away."""
+    """Make the registry unreachable."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     forget()
 
@@ -126,25 +126,25 @@ def test_a_charset_does_no_harm() -> None:
 
 
 @pytest.mark.parametrize("body", [None, "", "null", "{", "[]", '{"a":1,"a":1}', "1e999", "\ud800"])
-def test_what_is_no_session_is_refused(body: Any, elevate: FakeElevate) -> None:
+def test_what_is_not_a_session_is_refused(body: Any, elevate: FakeElevate) -> None:
     assert call(sample("api_end", body=body))["statusCode"] == 400
     assert elevate.received == []
 
 
-def test_16_kb_are_taken_and_a_byte_more_is_not() -> None:
+def test_16_kb_are_accepted_and_one_byte_more_is_not() -> None:
     body = sample("api_end")["body"]
     largest = body + " " * (16 * 1024 - len(body))
     assert call(sample("api_end", body=largest))["statusCode"] == 204
     assert call(sample("api_end", body=largest + " "))["statusCode"] == 413
 
 
-def test_16_kb_are_bytes_not_characters() -> None:
+def test_the_limit_counts_bytes_not_characters() -> None:
     body = json.dumps({"market": "ü" * 9000}, ensure_ascii=False)
     assert call(sample("api_end", body=body))["statusCode"] == 413
 
 
 def test_a_name_that_is_given_twice_is_refused(elevate: FakeElevate) -> None:
-    """Readers disagree which of the two counts."""
+    """Parsers disagree on which of the two counts."""
     body = sample("api_end")["body"].rstrip().removesuffix("}") + ', "market": "UK"}'
     answer = call(sample("api_end", body=body))
     assert (answer["statusCode"], problem(answer)["errors"][0]["field"]) == (400, "body")
@@ -154,9 +154,9 @@ def test_a_name_that_is_given_twice_is_refused(elevate: FakeElevate) -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"body": "{"}, {"body": " " * 20_000}, {"headers": {}}, {"isBase64Encoded": True}],
-    ids=["no JSON", "too large", "not declared JSON", "base64"],
+    ids=["not JSON", "too large", "not declared JSON", "base64"],
 )
-def test_what_is_refused_before_its_schema_is_looked_at_is_counted_too(
+def test_what_is_refused_before_the_schema_is_checked_is_counted_too(
     changes: dict[str, Any], capsys: pytest.CaptureFixture[str], log: Any
 ) -> None:
     assert call(sample("api_end", **changes))["statusCode"] in (400, 413, 415)
@@ -164,7 +164,7 @@ def test_what_is_refused_before_its_schema_is_looked_at_is_counted_too(
     assert [line["message"] for line in log()] == ["refused"]
 
 
-def test_a_fault_of_ours_is_a_500_that_tells_nothing(
+def test_a_bug_of_ours_is_a_500_that_reveals_nothing(
     application: Application, monkeypatch: pytest.MonkeyPatch, log: Any
 ) -> None:
     def broken(*_: Any) -> Any:
@@ -195,13 +195,13 @@ def test_an_event_counts_from_its_own_time(elevate: FakeElevate, days: float, co
     assert len(elevate.received) == count
 
 
-def test_an_event_delivered_twice_ends_once(elevate: FakeElevate) -> None:
+def test_an_event_delivered_twice_ends_the_session_once(elevate: FakeElevate) -> None:
     for _ in range(2):
         end.handle(sample("session_ended"), Context())
     assert len(elevate.received) == 1
 
 
-def test_what_is_valid_in_an_event_is_done_and_the_event_becomes_a_dead_letter(
+def test_the_valid_part_of_an_event_is_processed_and_the_event_is_dead_lettered(
     elevate: FakeElevate,
 ) -> None:
     event = sample("sessions_ended")
@@ -217,7 +217,7 @@ def test_an_event_without_a_session_is_invalid(detail: Any) -> None:
         end.handle(sample("session_ended", detail=detail), Context())
 
 
-def test_an_event_of_no_sessions_is_fine(elevate: FakeElevate) -> None:
+def test_an_event_without_any_sessions_in_its_list_is_fine(elevate: FakeElevate) -> None:
     end.handle(sample("session_ended", detail={"sessions": []}), Context())
     assert elevate.received == []
 
@@ -228,16 +228,16 @@ def test_an_event_of_another_shape_is_invalid(event: dict[str, Any]) -> None:
         end.handle(event, Context())
 
 
-def test_an_event_that_nothing_took_is_delivered_again(elevate: FakeElevate, nowhere: None) -> None:
+def test_an_event_that_was_not_kept_is_delivered_again(elevate: FakeElevate, nowhere: None) -> None:
     elevate.statuses = [503]
     with pytest.raises(NotKept):
         end.handle(sample("session_ended"), Context())
 
 
-def test_what_is_lost_comes_again_though_a_part_is_invalid(
+def test_what_is_lost_is_delivered_again_even_if_part_is_invalid(
     elevate: FakeElevate, nowhere: None
 ) -> None:
-    """Only what is said to be not kept is delivered again by Lambda."""
+    """NotKept asks for another delivery, so it takes precedence over InvalidEvent."""
     elevate.statuses = [503]
     event = sample("sessions_ended")
     event["detail"]["sessions"].append({"market": "UK"})

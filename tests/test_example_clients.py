@@ -1,4 +1,4 @@
-"""The clients of examples/ against an API whose every answer a test decides."""
+"""The clients in examples/ against an API whose every answer the test decides."""
 
 import http.server
 import json
@@ -22,7 +22,7 @@ PROBLEM = "application/problem+json"
 
 
 class Api(http.server.ThreadingHTTPServer):
-    """Answer each request with the next of `answers` (status, headers), the last one for good."""
+    """Answer each request with the next of `answers` (status, headers), then repeat the last."""
 
     daemon_threads = True
 
@@ -43,11 +43,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         assert self.headers["content-type"] == "application/json"
         self.server.received.append((self.command, self.path, body, self.headers["x-api-key"]))
         if self.server.silent.is_set():
-            self.connection.recv(1)  # until the client has had enough
+            self.connection.recv(1)  # until the client gives up
             return
         answers = self.server.answers
         status, headers = answers.pop(0) if len(answers) > 1 else answers[0]
-        # Whoever stands between may say the path back; the service itself names fields only.
+        # A proxy in between may echo the path; the service itself only names fields.
         own = headers.get("content-type") == PROBLEM
         text = '{"errors": [{"field": "market"}]}' if own else f"{self.path} {unquote(self.path)}"
         self.send_response(status)
@@ -61,7 +61,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_POST = do_PUT
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_requests_are_what_the_api_asks_for(api: Api, client: Client) -> None:
     assert client.logged == ""
 
 
-def test_a_session_is_tracked_once_a_minute_but_news_at_once(api: Api, client: Client) -> None:
+def test_a_session_is_tracked_once_a_minute_but_changes_at_once(api: Api, client: Client) -> None:
     calls = [
         ("track", SESSION),
         ("track", SESSION),
@@ -137,7 +137,7 @@ def test_an_outage_neither_renews_keys_nor_slows_every_page(api: Api, client: Cl
         (504, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}, 30),
     ],
 )
-def test_an_end_is_called_again_only_when_nobody_took_it(
+def test_an_end_is_called_again_only_when_it_was_not_accepted(
     api: Api, client: Client, status: int, headers: dict[str, str], again: int | None
 ) -> None:
     api.answers = [(status, headers)]
@@ -168,7 +168,7 @@ def test_a_client_is_short_enough_to_paste(name: str) -> None:
     assert len((EXAMPLES / name).read_text().splitlines()) <= 60
 
 
-def test_examples_hold_no_other_files_than_its_readme_names() -> None:
+def test_examples_hold_no_file_that_the_readme_does_not_name() -> None:
     readme = (EXAMPLES / "README.md").read_text()
     apart = {"README.md", "node_modules", "package.json", "package-lock.json", "__pycache__"}
     assert all(f"]({p.name})" in readme for p in Path(EXAMPLES).iterdir() if p.name not in apart)

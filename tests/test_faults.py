@@ -63,7 +63,7 @@ def silent(connection: socket.socket, number: int) -> None:
 
 
 def late(connection: socket.socket, number: int) -> None:
-    """Answer as it should be, but after the time-out."""
+    """Answer correctly, but after the time-out."""
     read_request(connection)
     connection.settimeout(2)
     connection.recv(1)  # returns when the client has given up
@@ -87,7 +87,7 @@ KEPT = (202, "retrying", "Unavailable")
 REJECTED = (422, "rejected", "Rejected")
 DELIVERED = (204, "ended", "Delivered")
 
-# The name of the row in docs/operations.md, how Elevate behaves, and what comes of it.
+# The name of the row in docs/operations.md, how Elevate behaves, and the outcome.
 ELEVATE: dict[str, tuple[Any, tuple[int, str, str]]] = {
     "refuses connections": (None, KEPT),
     "accepts and never answers": (silent, KEPT),
@@ -109,7 +109,7 @@ ELEVATE: dict[str, tuple[Any, tuple[int, str, str]]] = {
     "endless body": (endless_body, KEPT),
 }
 
-# What comes with a 204, and what of it comes later: it must not become the next session's answer.
+# What comes around a 204, at once and later: it must not become the next session's answer.
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
 AROUND_204 = {
     "103 early hints": (b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + NO_CONTENT, b""),
@@ -122,7 +122,7 @@ AROUND_204 = {
 def at_elevate(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str], None]]:
-    """Return what points the functions at an Elevate."""
+    """Return a helper that points the functions at an Elevate."""
 
     def point(url: str) -> None:
         monkeypatch.setenv("TABLE_NAME", settings.table_name)
@@ -181,7 +181,7 @@ def test_elevate(
 def test_elevate_cannot_be_trusted_or_found(
     fault: str, url: str, at_elevate: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with wire(raw(b"this is no TLS")) as server:
+    with wire(raw(b"this is not TLS")) as server:
         at_elevate(url.format(port=server.url.rsplit(":", 1)[1]))
         assert end_one() == 202
     assert state() == "retrying"
@@ -189,10 +189,10 @@ def test_elevate_cannot_be_trusted_or_found(
 
 
 @pytest.mark.parametrize("fault", AROUND_204)
-def test_an_answer_is_never_the_next_sessions(
+def test_an_answer_is_never_taken_for_the_next_sessions(
     fault: str, at_elevate: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Elevate delivers the first session, and refuses all others."""
+    """Elevate accepts the first session and rejects all others."""
 
     def serve(connection: socket.socket, number: int) -> None:
         rest = b""
@@ -211,7 +211,7 @@ def test_an_answer_is_never_the_next_sessions(
     assert state() == "ended"
 
 
-def test_a_pooled_connection_closed_while_the_function_was_frozen(
+def test_a_pooled_connection_closed_while_the_function_was_frozen_is_replaced(
     at_elevate: Callable[[str], None],
 ) -> None:
     with wire(raw(b"HTTP/1.1 204 No Content\r\n\r\n")) as server:
@@ -275,7 +275,7 @@ def service(settings: Settings, dynamo: FaultyDynamoDB, clock: Clock) -> Service
     return service_of(settings, clock)
 
 
-def test_a_throttled_call_is_tried_again(
+def test_a_throttled_call_is_retried(
     service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
 ) -> None:
     dynamo.throttles = 2
@@ -294,7 +294,7 @@ def test_a_call_that_stays_throttled_or_slow_does_not_keep_elevate_waiting(
     }
 
 
-def test_a_slow_registry_is_given_up(
+def test_a_slow_registry_is_given_up_on(
     service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
 ) -> None:
     def slow(operation: str) -> None:
@@ -313,7 +313,7 @@ def test_a_slow_registry_is_given_up(
         *("InternalServerError", "TransactionConflict"),
     ],
 )
-def test_statements_that_fail_for_a_moment_are_tried_again(
+def test_statements_that_fail_briefly_are_retried(
     service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate, code: str
 ) -> None:
     tracked(service, clock, 30)
@@ -350,7 +350,7 @@ def test_statements_that_fail_for_good_leave_their_rows_due(
 def test_a_sweep_whose_every_statement_is_refused_stops_and_says_so(
     service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
 ) -> None:
-    """A privilege that was taken away: the calls are taken, what is in them is not."""
+    """For want of a privilege, say: the calls succeed, but no statement in them does."""
     tracked(service, clock, 60)
     clock.turn(1800)
     dynamo.statement_errors = lambda statements: dict.fromkeys(range(len(statements)), "Denied")
@@ -366,7 +366,7 @@ def test_a_sweep_whose_every_statement_is_refused_stops_and_says_so(
     assert sweep(service).counts["delivered"] == 60
 
 
-def test_what_was_written_before_the_registry_went_away_is_not_forgotten(
+def test_what_was_written_before_the_registry_failed_is_not_forgotten(
     service: Service, dynamo: FaultyDynamoDB, clock: Clock, settings: Settings
 ) -> None:
     tracked(service, clock, 12)
@@ -383,7 +383,7 @@ def test_what_was_written_before_the_registry_went_away_is_not_forgotten(
     assert (written.done, written.failed) == (rows[1:], ["ThrottlingException"])
 
 
-def test_a_list_of_tracks_for_which_there_is_no_time_comes_again(
+def test_tracks_that_run_out_of_time_are_lost_and_can_be_sent_again(
     service: Service, clock: Clock
 ) -> None:
     activities = [Activity(new_session(), int(clock.now)) for _ in range(3)]
@@ -395,7 +395,7 @@ def test_a_list_of_tracks_for_which_there_is_no_time_comes_again(
 def test_one_duplicate_does_not_make_a_long_list_of_tracks_run_one_by_one(
     service: Service, dynamo: FaultyDynamoDB, clock: Clock
 ) -> None:
-    """All threads meet at DynamoDB; the last word on the session that comes twice counts."""
+    """All threads meet at DynamoDB; of the session that comes twice, the last activity counts."""
     meeting = threading.Barrier(4, timeout=10)
     activities = [Activity(new_session(), int(clock.now)) for _ in range(8)]
     clicked = replace(activities[0], interactive=True)
@@ -414,7 +414,7 @@ def test_one_duplicate_does_not_make_a_long_list_of_tracks_run_one_by_one(
 def test_tracks_of_one_session_keep_their_order(
     service: Service, dynamo: FaultyDynamoDB, clock: Clock
 ) -> None:
-    """The first is slow; the second, a sign-in, is the last word all the same."""
+    """The first is slow; the second, a sign-in, still has the last word."""
     first, second = itertools.count(), threading.Event()
 
     def hold_the_first(operation: str) -> None:
@@ -490,7 +490,7 @@ def test_a_lost_answer_to_a_settlement_changes_nothing(
 @pytest.mark.parametrize(
     ("status", "result"), [(204, "delivered"), (400, "rejected"), (503, "lost")]
 )
-def test_an_end_whose_outcome_cannot_be_written_is_not_said_to_be_kept(
+def test_an_end_whose_outcome_cannot_be_written_is_not_reported_as_kept(
     service: Service,
     dynamo: FaultyDynamoDB,
     clock: Clock,
@@ -499,7 +499,7 @@ def test_an_end_whose_outcome_cannot_be_written_is_not_said_to_be_kept(
     status: int,
     result: str,
 ) -> None:
-    """Its claim is not in the due index: nobody would ever try it again."""
+    """Its claim is not in the due index: nothing would ever try it again."""
 
     def drop(operation: str) -> None:
         if operation == "BatchExecuteStatement":
@@ -514,10 +514,10 @@ def test_an_end_whose_outcome_cannot_be_written_is_not_said_to_be_kept(
     assert end_again(service, session, clock).result == result
     dynamo.before, dynamo.statement_errors = lambda operation: None, lambda batch: {}
     clock.turn(1)
-    assert end_again(service, session, clock).result == "kept", "whoever comes again is kept"
+    assert end_again(service, session, clock).result == "kept", "a repeated end is kept"
 
 
-def test_a_registry_that_fails_while_tracking_is_told_to_the_caller(
+def test_a_registry_that_fails_while_tracking_is_reported_to_the_caller(
     service: Service, dynamo: FaultyDynamoDB, clock: Clock
 ) -> None:
     dynamo.throttles = 1000
@@ -537,7 +537,7 @@ function.handle(sample(event), Context())
 
 @pytest.fixture
 def victim(settings: Settings, dynamo: FaultyDynamoDB, elevate: FakeElevate) -> Iterator[Any]:
-    """Return what starts a function in a process of its own, to be killed."""
+    """Return a helper that starts a function in a process of its own, to be killed."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(name: str) -> "subprocess.Popen[bytes]":
@@ -599,7 +599,7 @@ def test_a_function_killed_between_two_steps(
     repeated: str,
     sent_in_all: int,
 ) -> None:
-    """Its caller has no answer, and so asks again: nothing was accepted before."""
+    """Its caller gets no answer, and so calls again: nothing had been accepted."""
     processes: list[Any] = []
     kill_at(operation, after, dynamo, lambda: processes[0])
     processes.append(victim("end"))
@@ -622,7 +622,7 @@ def test_a_function_killed_between_two_steps(
 def test_a_sweep_that_is_killed_in_the_middle_loses_nothing(
     settings: Settings, dynamo: FaultyDynamoDB, elevate: FakeElevate, victim: Any
 ) -> None:
-    """What was sent twice is at most what was under way: a batch of 25 in each thread."""
+    """At most what was in flight is sent twice: a batch of 25 in each thread."""
     now = Clock(time.time())
     survivor = service_of(settings, now)
     sessions = [new_session() for _ in range(200)]

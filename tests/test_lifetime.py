@@ -90,7 +90,7 @@ def test_elevate_3_has_ended_a_session_the_configured_limit_after_the_last_activ
 
 
 @given(MOMENTS)
-def test_an_unknown_interactivity_counts_as_seen(active_at: int) -> None:
+def test_unknown_interactivity_counts_as_interactive(active_at: int) -> None:
     assert elevate4_ends_at(active_at, None) == elevate4_ends_at(active_at, True)
 
 

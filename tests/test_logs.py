@@ -48,12 +48,12 @@ def test_a_line_is_shown_as_text(line: Any, shown: str) -> None:
     assert readable("end", json.dumps(line)) == shown
 
 
-def test_what_is_no_json_is_shown_as_it_is_but_for_lambdas_frame() -> None:
+def test_what_is_not_json_is_shown_as_it_is_except_lambdas_frame() -> None:
     assert readable("end", "Task timed out after 30 s\n") == "end   Task timed out after 30 s"
     assert readable("end", "START RequestId: r1") == ""
 
 
-def test_as_json_a_line_names_its_function_and_no_exceptions_text() -> None:
+def test_a_line_as_json_names_its_function_and_omits_the_text_of_exceptions() -> None:
     assert json.loads(as_json("end", json.dumps(OURS))) == {"function": "end"} | OURS
     shown = json.loads(as_json("end", json.dumps(FAILED)))
     assert (shown["function"], shown["errorType"]) == ("end", "KeyError")
@@ -62,7 +62,7 @@ def test_as_json_a_line_names_its_function_and_no_exceptions_text() -> None:
 
 
 class FakeLogs:
-    """CloudWatch Logs that gives each poll's events, as far back as it is asked."""
+    """A CloudWatch Logs that returns each poll's events, as far back as it is asked for."""
 
     class exceptions:
         ResourceNotFoundException = KeyError
@@ -79,7 +79,7 @@ class FakeLogs:
         return [{"events": found}]
 
 
-def test_no_line_is_missed_or_shown_twice_though_it_comes_late() -> None:
+def test_no_line_is_missed_or_shown_twice_even_if_it_comes_late() -> None:
     now = int(time.time() * 1000)
     before, first, late, same = (now - 60_000, "b"), (now + 9000, "1"), (now + 5000, "2"), "3"
     logs = FakeLogs([before, first], [], [late], [(now + 9500, same)], [(now + 9500, same)])

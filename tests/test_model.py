@@ -1,7 +1,7 @@
 """A model of all that can happen to sessions: any order of calls, crashes and lost answers.
 
-The real use case runs on the emulator's DynamoDB with a clock that is turned by hand. Elevate is
-the model's: while a notification is in flight it may let other callers in, answer anything, or die.
+The real use case runs on the emulator's DynamoDB with a clock that is set by hand. Elevate is part
+of the model: while a notification is in flight, it may let others in, give any answer or die.
 """
 
 import itertools
@@ -57,7 +57,7 @@ class Troubled:
             fault = next(self._trouble, "")
             if fault == "other":
                 self._model.another_process_acts()
-            # Without a registry an explicit end is sent all the same, under nobody's lease.
+            # Without a registry an explicit end is sent anyway, under no lease.
             self._model.blind = self._model.blind or fault.startswith("cut")
             _fail(fault, "before")
             self._model.known = dict(self._model.tracked_at)
@@ -90,13 +90,13 @@ class ModelElevate(Elevate):
 
 FAULTS = ("crash before", "crash after", "cut before", "cut after")
 KEYS = st.sampled_from([0, 1])
-# What comes before, or of, each of the next calls to DynamoDB.
+# What happens before, or to, each of the next calls to DynamoDB.
 TROUBLE = st.lists(st.sampled_from(("", "", "other", "other", *FAULTS)), max_size=5)
 MINUTES = [0.02, 0.5, 1.5, 1.6, 4, 10, 11, 30]
 
 
 class Sessions(RuleBasedStateMachine):
-    """Whatever happens, an accepted session ends, once, and no living one does."""
+    """Whatever happens, an accepted session is ended once, and no active one is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,10 +124,10 @@ class Sessions(RuleBasedStateMachine):
         self.asked: set[str] = set()
         self.kept: set[str] = set()
         self.over: set[str] = set()
-        # A sweep goes on after any exception, so what must not happen is written down.
+        # A sweep continues after any exception, so violations are collected here.
         self.wrong: list[str] = []
         self.tracked_at: dict[str, float] = {}
-        # What of that a process could know: the tracks before its last call, which is its claim.
+        # What a process could know of them: the tracks before its last call, which is its claim.
         self.known: dict[str, float] = {}
 
     def run(self, trouble: list[str], use: Callable[[Service], object]) -> None:
@@ -135,11 +135,11 @@ class Sessions(RuleBasedStateMachine):
         outer = self.trouble, self.blind, self.known
         self.trouble, self.blind = iter(trouble), False
         if any(fault in FAULTS for fault in trouble):
-            # A settle that is lost may cost one notification more.
+            # A lost settle may cost one more notification.
             for session in self.sessions:
                 self.excused[session.session_key] += 1
         registry, elevate = Registry(self.settings, Troubled(self), self.clock), ModelElevate(self)
-        # It makes many thousand notifications: no lines.
+        # It sends many thousands of notifications: do not log them.
         parts = (self.settings, registry, elevate, Telemetry("CRITICAL"), self.clock)
         with suppress(Crash, RegistryUnavailable):
             use(Service(registry, elevate, Ending(*parts), Sweeper(*parts)))
@@ -157,7 +157,7 @@ class Sessions(RuleBasedStateMachine):
         if key not in self.asked:
             quiet = self.clock.now - self.known.get(key, 0)
             if quiet < IDLE - self.settings.slack:
-                self.wrong.append("a living session is ended")
+                self.wrong.append("an active session was ended")
         dies, self.dies = self.dies, ""
         if dies == "before":
             raise Crash
@@ -183,7 +183,7 @@ class Sessions(RuleBasedStateMachine):
         def use(service: Service) -> None:
             key = session.session_key
             if service.ending.track(Activity(session, int(self.clock.now), interactive)) != "over":
-                assert key not in self.kept, "a sign-out is taken back"
+                assert key not in self.kept, "a sign-out was undone"
                 self.accepted.add(key)
                 self.over.discard(key)
                 self.tracked_at[key] = self.clock.now
@@ -197,7 +197,7 @@ class Sessions(RuleBasedStateMachine):
         session = self.sessions[number]
         key = session.session_key
         if self.delivered[key] and key not in self.asked:
-            self.excused[key] += 1  # who signs out had come back
+            self.excused[key] += 1  # a visitor who signs out had come back
         self.asked.add(key)
 
         def use(service: Service) -> None:
@@ -267,7 +267,7 @@ class Sessions(RuleBasedStateMachine):
             if state in ("ended", "expired", "rejected"):
                 self.over.add(row["sessionKey"]["S"])
             if state == "ended":
-                assert self.delivered[row["sessionKey"]["S"]] > 0, "ended without being told"
+                assert self.delivered[row["sessionKey"]["S"]] > 0, "ended without being delivered"
             if state in ("ended", "expired"):
                 assert "dueAt" not in row
                 assert "expiresAt" in row
@@ -275,7 +275,7 @@ class Sessions(RuleBasedStateMachine):
                 assert int(row["sweepShard"]["N"]) < 0
                 assert "expiresAt" in row
             elif state == "ending":
-                # Nobody was promised anything by the claim alone: it goes in the end.
+                # The claim alone promised nothing to anybody: it expires in the end.
                 assert "dueAt" in row or "expiresAt" in row
                 is_promised = row["sessionKey"]["S"] in self.kept - self.over
                 assert not (is_promised and "expiresAt" in row)
@@ -295,7 +295,7 @@ class Sessions(RuleBasedStateMachine):
             assert times <= 1 + self.excused[key]
 
     def teardown(self) -> None:
-        """In the end Elevate is well, and time passes: then nothing may be left."""
+        """In the end Elevate recovers and time passes: then nothing may be left."""
         self.answer, self.dies, self.others = "delivered", "", []
         self.clock.turn(LEASE_SECONDS + 1)
         self.retry_rejected([])

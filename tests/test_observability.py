@@ -1,4 +1,4 @@
-"""What is seen from outside: log lines, metrics, alarms, dashboard. And what never is: keys."""
+"""What is visible outside: log lines, metrics, alarms, dashboard. And what never is: keys."""
 
 import base64
 import json
@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from alarms import ALARMS, fires, needed, state, tells
+from alarms import ALARMS, fires, needed, notifies, state
 from emulated import FakeElevate
 from faulty_dynamodb import Drop, FaultyDynamoDB, faulty_dynamodb
 from handler import application as shared
@@ -79,7 +79,7 @@ class World:
         self.call(end, sample("api_end", body=body))
 
     def call(self, module: Any, request: dict[str, Any]) -> None:
-        """Keep the answer's body; a 202's Location names the session to the caller who did."""
+        """Keep only the answer's body: a 202's Location repeats the key to its own caller."""
         self.answers.append(module.handle(request, Context())["body"])
 
     def event(self, module: Any, name: str, *details: Any, seconds: float = 60) -> None:
@@ -87,7 +87,7 @@ class World:
         try:
             module.handle(sample(name, detail=detail), Context(seconds))
         except (InvalidEvent, NotKept, EventFailed) as error:
-            # Lambda writes an error's text, and its cause, into the log and into the dead letter.
+            # Lambda writes an error's text and cause to the log and the dead-letter message.
             self.answers.append(f"{error!r} {error.__cause__!r} {error.__suppress_context__}")
 
     def due(self, count: int = 1, silent_for: int = 0) -> None:
@@ -142,7 +142,7 @@ def all_that_happens(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> World:
-    """Go every path, the happy and the sad."""
+    """Take every path, happy and unhappy."""
     taken: dict[str, Any] = {"FailedEntryCount": 0}
     monkeypatch.setattr(
         "handler.events.bus", lambda: type("Bus", (), {"put_events": lambda *_, **__: taken})
@@ -158,7 +158,7 @@ def all_that_happens(
     world.event(track, "session_active", over)  # too late
     world.event(end, "session_ended", over)  # once more
     track.handle(sample("session_active", **{"detail-type": "Session Lost"}), Context())
-    world.event(end, "session_ended", world.session(), world.session(), seconds=1)  # written down
+    world.event(end, "session_ended", world.session(), world.session(), seconds=1)  # only kept
     for name, prefix in (("api_elevate_v2", "esales."), ("api_elevate_storefront_v3", "")):
         for market in ("UK", world.key()):
             query = {prefix + n: [v] for n, v in (world.session() | {"market": market}).items()}
@@ -175,7 +175,7 @@ def all_that_happens(
         world.call(track, sample(name, pathParameters=path))
     with pytest.raises(InvalidEvent):
         sweep.handle(sample("scheduled_sweep", detail={world.key(): world.key()}), Context())
-    # Elevate refuses, and says the keys back.
+    # Elevate refuses, and echoes the keys.
     for status in (400, 503):
         world.elevate.statuses = [status]
         world.end()
@@ -244,7 +244,7 @@ def test_levels_say_who_must_act(all_that_happens: World, log: Log) -> None:
     }
     someone_must_act = {
         ("notification", "rejected", "ERROR"),
-        ("refused", "event", "ERROR"),  # a dead letter
+        ("refused", "event", "ERROR"),  # a dead-letter message
         ("refused", "sweep", "ERROR"),
         ("crashed", None, "ERROR"),
         ("unknown event", None, "ERROR"),
@@ -253,7 +253,7 @@ def test_levels_say_who_must_act(all_that_happens: World, log: Log) -> None:
         ("notification", "delivered", "INFO"),
         ("expired", "expired", "INFO"),
         ("sweep", None, "INFO"),
-        ("refused", "api", "INFO"),  # its caller was told
+        ("refused", "api", "INFO"),  # its caller has the answer
     }
     assert found == normal | tried_again | someone_must_act
 
@@ -286,9 +286,7 @@ def test_the_log_level_is_the_one_that_was_set_whatever_lambda_sets(
     assert json.loads(metrics)["Invalid"] == [1.0]
 
 
-def test_what_had_nothing_to_send_leaves_a_trace_for_who_asks_for_it(
-    world: World, log: Log
-) -> None:
+def test_what_sends_nothing_is_logged_at_debug(world: World, log: Log) -> None:
     world.due()
     world.end()
     call = sample("api_end", body=json.dumps(session := world.session()))
@@ -310,7 +308,7 @@ def test_what_had_nothing_to_send_leaves_a_trace_for_who_asks_for_it(
     assert [line for line in log() if line["level"] == "DEBUG"] == traces
 
 
-def test_a_correlation_id_goes_from_call_event_tick_and_hand_over_to_the_notification(
+def test_a_notification_has_the_correlation_id_of_its_call_event_tick_or_hand_over(
     world: World, log: Log
 ) -> None:
     world.end()
@@ -335,7 +333,7 @@ def test_every_line_has_a_correlation_id(all_that_happens: World, log: Log) -> N
 
 def forms(key: str) -> Iterator[str]:
     yield from (key, quote(key, safe=""), json.dumps(key)[1:-1], key.replace("-", ""))
-    # In base64 a text begins at one of three places.
+    # In base64 a text can begin at one of three offsets.
     for before in range(3):
         encoded = base64.b64encode(b"x" * before + key.encode()).decode()
         yield encoded[4:-4]
@@ -455,7 +453,7 @@ def rejecting(world: World) -> None:
 
 
 def reusing_keys(world: World, views: int = 101) -> None:
-    """Sign out, and look at further pages under the same keys."""
+    """Sign out, then view more pages with the same keys."""
     session = world.session()
     world.event(end, "session_ended", session)
     world.event(track, "session_active", *[session] * views)
@@ -491,7 +489,7 @@ def test_an_alarm_fires_on_its_fault_and_is_silent_when_all_is_well(
         assert not fires(alarm, [ill] * (count - 1) + [well])
 
 
-def test_an_outage_that_one_session_waits_out_is_an_alarm(
+def test_an_outage_seen_by_a_single_session_fires_the_alarm(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small shop sends nothing between the retries of its one session."""
@@ -517,7 +515,7 @@ def test_an_alarm_stays_silent_while_some_notifications_get_through(
 def test_a_claim_that_the_registry_refuses_shows_as_lag(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The call is taken, each of its statements is not."""
+    """The call succeeds, but none of its statements does."""
     world.dynamo.statement_errors = lambda batch: dict.fromkeys(range(len(batch)), "AccessDenied")
     late(world)
     alarm = ALARMS["SweepLagAlarm"]
@@ -533,10 +531,10 @@ def test_a_page_view_that_comes_after_the_sign_out_is_normal(
     assert not fires(ALARMS["ReusedKeysAlarm"], [late_ones])
 
 
-def test_sweeps_that_stop_are_told_and_those_that_have_not_begun_are_not(
+def test_sweeps_that_stop_notify_somebody_and_those_that_have_not_begun_do_not(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A sweep that cannot look writes no lag; neither does one that does not run."""
+    """A sweep that cannot read the registry writes no lag; nor does one that does not run."""
     alarm = ALARMS["SweepLagAlarm"]
     world.sweep()
     looked = points(alarm, capsys)
@@ -544,14 +542,14 @@ def test_sweeps_that_stop_are_told_and_those_that_have_not_begun_are_not(
     world.sweep()
     without = [points(alarm, capsys)] * 10
     first, running, stopped = state(alarm, without), state(alarm, [looked]), state(alarm, without)
-    assert not tells(alarm, "INSUFFICIENT_DATA", first), "the first deploy"
+    assert not notifies(alarm, "INSUFFICIENT_DATA", first), "the first deploy"
     assert running == "OK"
-    assert tells(alarm, running, stopped)
+    assert notifies(alarm, running, stopped)
 
 
 @pytest.mark.parametrize("name", sorted(set(ALARMS) - set(FAULTS)))
 def test_alarms_on_awss_own_metrics_fire_at_one(name: str) -> None:
-    """One throttle, error or dead letter is enough; tests/stack/test_alarms.py makes some."""
+    """One throttle, error or dead-letter message is enough; see also tests/stack/test_alarms.py."""
     assert ALARMS[name]["Namespace"] in ("AWS/Lambda", "AWS/SQS")
     assert fires(ALARMS[name], [[1.0]])
     assert not fires(ALARMS[name], [[]])
@@ -560,7 +558,7 @@ def test_alarms_on_awss_own_metrics_fire_at_one(name: str) -> None:
 # -- dashboard ---------------------------------------------------------------------------------
 
 
-def test_the_dashboard_names_what_is_really_written(
+def test_the_dashboard_shows_exactly_the_metrics_that_are_written(
     all_that_happens: World, log: Log, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written = set().union(*map(metrics_of, emitted(capsys)))

@@ -32,8 +32,8 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
 def resolved(part: Any) -> Any:
     """Follow a reference."""
     if isinstance(part, dict) and "$ref" in part:
-        *_, room, name = part["$ref"].split("/")
-        return API["components"][room][name]
+        *_, section, name = part["$ref"].split("/")
+        return API["components"][section][name]
     return part
 
 
@@ -85,8 +85,8 @@ def test_browsers_are_let_in_only_where_an_origin_is_set() -> None:
     }
     for conditions, header in ((BY_DEFAULT, False), (TO_BROWSERS, True)):
         for answer in interface(conditions)["x-amazon-apigateway-gateway-responses"].values():
-            told = "gatewayresponse.header.Access-Control-Allow-Origin"
-            assert (told in answer["responseParameters"]) is header
+            header_name = "gatewayresponse.header.Access-Control-Allow-Origin"
+            assert (header_name in answer["responseParameters"]) is header
 
 
 def test_every_operation_is_in_a_group() -> None:
@@ -132,7 +132,7 @@ def test_the_functions_schemas_equal_it(name: str, activity: bool) -> None:
     for schema in enforced:
         assert set(schema["properties"]) == set(said["properties"])
         assert schema["additionalProperties"] is said["additionalProperties"] is False
-        # What only one dialect requires is said in words.
+        # What only one dialect requires is described in words.
         assert set(said["required"]) <= set(schema["required"])
         contexts |= set(schema["properties"]["userContext"]["enum"])
         for field, rule in schema["properties"].items():
@@ -181,7 +181,7 @@ def test_each_answer_has_an_example_of_its_own_that_fits_its_schema() -> None:
 
 
 def of_the_status(status: int, problem: dict[str, Any]) -> None:
-    """Check that a problem is one, and of this status."""
+    """Check that a problem is valid and has this status."""
     OAS30Validator(whole(SCHEMAS["Problem"])).validate(problem)
     assert (problem["status"], problem["title"]) == (status, HTTPStatus(status).phrase)
 
@@ -214,8 +214,8 @@ def test_a_problem_is_the_same_at_each_operation() -> None:
                 assert problems.setdefault(status, answer) == answer, (method, path, status)
 
 
-def test_what_the_gateway_says_of_no_credential_fits_both_that_it_can_mean() -> None:
-    """It has one type for an unknown path and for a call without a signature."""
+def test_the_gateways_answer_to_a_missing_credential_fits_both_its_meanings() -> None:
+    """The gateway has one type for both an unknown path and a call without a signature."""
     answer = API["x-amazon-apigateway-gateway-responses"]["MISSING_AUTHENTICATION_TOKEN"]
     detail = json.loads(answer["responseTemplates"]["application/json"])["detail"]
     assert "no such path" in detail
@@ -237,5 +237,5 @@ def test_the_readme_says_the_same() -> None:
     rows = dict(re.findall(r"^\| `((?:GET|PUT|POST) \S+)` \|.*\| (.*) \|$", readme, re.MULTILINE))
     assert set(rows) == {f"{method} {path}" for method, path, _ in operations()}
     for method, path, operation in operations():
-        told = set(re.findall(r"\b[2-5]\d\d\b", rows[f"{method} {path}"]))
-        assert told | everywhere == set(operation["responses"]) | everywhere, (method, path)
+        stated = set(re.findall(r"\b[2-5]\d\d\b", rows[f"{method} {path}"]))
+        assert stated | everywhere == set(operation["responses"]) | everywhere, (method, path)

@@ -35,13 +35,13 @@ def test_it_is_small(package: Path, tmp_path: Path) -> None:
     assert Path(archive).stat().st_size <= 4 * MEGABYTES
 
 
-def test_it_is_pure_python_and_holds_nothing_that_is_not_read(package: Path) -> None:
+def test_it_is_pure_python_and_holds_nothing_superfluous(package: Path) -> None:
     kinds = {path.suffix for path in package.rglob("*") if path.is_file()}
     assert not kinds & {".so", ".pyd", ".dylib", ".pyi", ".toml", ".in", ".html", ".css"}
     assert not [path for path in package.rglob("*") if path.name in ("tests", "test")]
 
 
-def test_all_bytecode_is_hash_based_and_unchecked_and_names_no_place_of_the_build(
+def test_all_bytecode_is_hash_based_and_unchecked_and_names_no_build_folder(
     package: Path,
 ) -> None:
     compiled = list(package.rglob("*.pyc"))
@@ -54,7 +54,7 @@ def test_all_bytecode_is_hash_based_and_unchecked_and_names_no_place_of_the_buil
 
 
 def test_two_builds_are_the_same_to_the_byte(package: Path, tmp_path: Path) -> None:
-    # In another folder, with dependencies installed anew, and with other hashes of strings
+    # In another folder, with freshly installed dependencies and another hash seed
     again = tmp_path / "elsewhere" / "TrackFunction"
     environment = os.environ | {"PYTHONHASHSEED": "1"}
     subprocess.run([sys.executable, SRC / "package.py", again], env=environment, check=True)

@@ -1,4 +1,4 @@
-"""What `make run` takes, and what it refuses in one line before anything is built."""
+"""What `make run` accepts, and what it refuses in one line before anything is built."""
 
 import pytest
 

@@ -106,13 +106,13 @@ def test_it_refuses_what_its_own_page_would_not_send(
     assert json.loads(ask(playground, "GET", "/state")[1])["elevate"]["fault"] == {"kind": "slow"}
 
 
-def test_it_takes_what_its_own_page_sends(playground: Playground) -> None:
+def test_it_accepts_what_its_own_page_sends(playground: Playground) -> None:
     status, _, _ = ask(playground, "POST", "/fault", FAULT, **JSON, Origin=playground.url)
     assert status == 200
     assert json.loads(ask(playground, "GET", "/state")[1])["elevate"]["fault"] == {"kind": "down"}
 
 
-def test_it_is_no_part_of_another_page(playground: Playground) -> None:
+def test_another_page_cannot_embed_it(playground: Playground) -> None:
     _, _, headers = ask(playground, "GET", "/")
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
     assert "default-src 'self'" in headers["Content-Security-Policy"]
@@ -123,7 +123,7 @@ def test_it_is_no_part_of_another_page(playground: Playground) -> None:
 def test_it_listens_on_one_loopback_address_only(playground: Playground) -> None:
     port = int(playground.url.rsplit(":", 1)[1])
     with socket.socket() as client:
-        # Whoever listens on all addresses answers on this one too.
+        # A server that listens on all addresses answers on this one too.
         assert client.connect_ex(("127.0.0.2", port)) != 0
 
 
@@ -161,7 +161,7 @@ def row(number: int, state: str = "open", **more: Any) -> dict[str, Any]:
 def test_it_keeps_up_with_a_thousand_sessions(
     playground: Playground, page: Page, dynamodb: Any, table: str
 ) -> None:
-    # Given a thousand sessions, one of which has a key that would be code
+    # Given a thousand sessions, one of which has a key that is HTML
     put(dynamodb, table, *(row(number) for number in range(999)))
     put(dynamodb, table, row(0) | {"sessionKey": {"S": HOSTILE}})
     page.goto(playground.url)
@@ -216,7 +216,7 @@ def test_it_fits_a_phone(playground: Playground, page: Page, dynamodb: Any, tabl
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_its_words_can_be_read_in_light_and_dark(
+def test_its_text_is_readable_in_light_and_dark(
     playground: Playground, page: Page, scheme: Any
 ) -> None:
     page.emulate_media(color_scheme=scheme)
@@ -232,7 +232,7 @@ def test_its_words_can_be_read_in_light_and_dark(
             assert contrast(colours[f"--{text}"], colours[f"--{ground}"]) >= 4.5, (text, ground)
 
 
-# Which colours of text stand on which grounds.
+# Which text colours appear on which backgrounds.
 READ_ON = {
     "text": "page card sunk tint plain-tint",
     "soft": "page card sunk tint plain-tint",
@@ -245,13 +245,13 @@ READ_ON = {
 
 
 def luminance(colour: str) -> float:
-    """Return the relative luminance of #rrggbb, as WCAG 2 has it."""
+    """Return the relative luminance of #rrggbb, as WCAG 2 defines it."""
     parts = [int(colour.strip()[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def contrast(one: str, other: str) -> float:
-    """Return the contrast ratio of two colours, as WCAG 2 has it."""
+    """Return the contrast ratio of two colours, as WCAG 2 defines it."""
     dark, light = sorted((luminance(one), luminance(other)))
     return (light + 0.05) / (dark + 0.05)

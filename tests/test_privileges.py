@@ -38,7 +38,7 @@ def statements(role: str) -> list[Any]:
 
 
 def allowed(role: str) -> set[tuple[str, str]]:
-    """Return pairs of privilege and resource that the role grants beside those for Lambda."""
+    """Return pairs of privilege and resource that the role grants besides those for Lambda."""
     found = set()
     for statement in statements(role):
         if isinstance(statement, list):
@@ -52,17 +52,17 @@ def allowed(role: str) -> set[tuple[str, str]]:
 
 @pytest.fixture
 def others(application: shared.Application) -> Registry:
-    """Return the registry by another way than the one that is listened to."""
+    """Return a registry whose calls bypass the recording proxy."""
     return Registry(application.settings, aws_clients.client("dynamodb"))
 
 
 @pytest.fixture
 def wire(aws: str, others: Registry, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyDynamoDB]:
-    """Put a listener between the functions and all of AWS."""
-    with faulty_dynamodb(aws) as listening:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", listening.url)
+    """Put a recording proxy between the functions and all of AWS."""
+    with faulty_dynamodb(aws) as recording:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", recording.url)
         forget()
-        yield listening
+        yield recording
 
 
 def drive_end(elevate: FakeElevate, others: Registry) -> None:
@@ -73,7 +73,7 @@ def drive_end(elevate: FakeElevate, others: Registry) -> None:
         keys = {"sessionKey": str(uuid.uuid4())}
         end.handle(with_body("api_end", **keys), Context())
         end.handle(sample("sessions_ended"), Context())
-        end.handle(sample("sessions_ended"), Context(seconds=1))  # only written down
+        end.handle(sample("sessions_ended"), Context(seconds=1))  # only kept
 
 
 def drive_track(elevate: FakeElevate, others: Registry) -> None:
@@ -112,7 +112,7 @@ def test_a_role_grants_what_its_function_asks_for_and_no_more(
 
 
 @pytest.mark.parametrize("role", ["EndRole", "TrackRole", "SweepRole"])
-def test_what_a_role_grants_if_a_parameter_asks_for_it(role: str) -> None:
+def test_what_a_role_grants_only_if_a_parameter_asks_for_it(role: str) -> None:
     traced = {
         "Effect": "Allow",
         "Action": ["xray:PutTraceSegments", "xray:PutTelemetryRecords"],

@@ -54,7 +54,7 @@ def test_activity_after_an_expiry_reopens_the_session(
 def test_activity_after_a_rejected_idle_end_reopens_the_session(
     service: Service, clock: Clock, elevate: FakeElevate, retry_rejected: Callable[..., int]
 ) -> None:
-    """An operator who retries what was rejected then ends no living session."""
+    """So an operator who retries rejected sessions does not end an active one."""
     elevate.statuses = [400, 204]
     (session,) = tracked(service, clock, 1)
     clock.turn(IDLE)
@@ -81,7 +81,7 @@ def test_an_explicit_end_is_final(
 def test_an_explicit_end_of_a_session_that_had_ended_as_idle_is_sent_and_is_final(
     service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
-    """The visitor signs out: so they had come back, tracked or not."""
+    """A visitor who signs out must have come back, tracked or not."""
     session = ended_as_idle(service, clock)
     clock.turn(MINUTE)
     assert end(service, session, clock).result == "delivered"
@@ -101,17 +101,13 @@ def test_a_late_explicit_end_is_not_sent_after_an_idle_end_but_is_final(
     assert len(elevate.received) == 1
 
 
-def test_old_news_of_a_session_reopens_nothing(
-    service: Service, clock: Clock, elevate: FakeElevate
-) -> None:
+def test_old_activity_reopens_nothing(service: Service, clock: Clock, elevate: FakeElevate) -> None:
     session = ended_as_idle(service, clock)
     assert service.ending.track(Activity(session, int(clock.now) - 1)) == "over"
     assert state(service, session) == "ended"
 
 
-def test_a_reopened_session_knows_nothing_of_its_former_life(
-    service: Service, clock: Clock, item: Any
-) -> None:
+def test_a_reopened_session_starts_afresh(service: Service, clock: Clock, item: Any) -> None:
     (session,) = tracked(service, clock, 1, interactive=True)
     clock.turn(IDLE)
     sweep(service)
@@ -169,7 +165,7 @@ def test_a_sign_out_that_was_accepted_is_not_settled_as_expired_unsent(
 def test_a_rejected_row_is_not_claimed_by_a_sweep_that_read_it_before(
     service: Service, clock: Clock, elevate: FakeElevate, item: Any
 ) -> None:
-    """Claim, rejection and the sweep's read fall in one second."""
+    """Claim, rejection and the sweep's read fall within one second."""
     session = new_session()
     service.registry.keep(session, int(clock.now))
     (row,) = [r for s in ALL_SHARDS for r in service.registry.due(s, int(clock.now)).rows]

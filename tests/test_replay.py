@@ -1,8 +1,8 @@
-"""Elevate's own client for 14 simulated days: every visit ends once, or is named.
+"""Elevate's own client for 14 simulated days: every visit ends once, or is accounted for.
 
 replay.mjs has the vendor's real session object keep the keys of some visitors. Here their page
-views and sign-outs meet the real use cases, under a clock that is turned by hand and with a sweep
-every minute. Elevate is down for a whole day of it.
+views and sign-outs meet the real use cases, under a clock that is set by hand and with a sweep
+every minute. Elevate is down for one whole day of the 14.
 """
 
 import json
@@ -47,7 +47,7 @@ class Line:
 
 @dataclass
 class Visit:
-    """A visit: its last line, the ends that Elevate took, and whether we took no part of it."""
+    """A visit: its last line, the ends that Elevate accepted, and whether we refused all of it."""
 
     last: Line
     ends: int = 0
@@ -80,11 +80,11 @@ class Replay:
         self.telemetry = Telemetry()
         parts = (settings, self.registry, ReplayElevate(self), self.telemetry, self.clock)
         self.ending, self.sweeper = Ending(*parts), Sweeper(*parts)
-        self.ends: list[Session] = []  # that Elevate took since the last look
+        self.ends: list[Session] = []  # that Elevate has accepted since the last check
         self.visits: dict[str, Visit] = {}  # by visitor
         self.kept: dict[str, Visit] = {}  # by session key: signed out, and waiting for Elevate
         self.signed_out: set[str] = set()
-        self.over: set[str] = set()  # by a guess
+        self.over: set[str] = set()  # ended as idle, which is a guess
         self.fates: Counter[str] = Counter()
         self.tracked: Counter[str] = Counter()
 
@@ -94,7 +94,7 @@ class Replay:
         return int(self.clock.now - self.start)
 
     def step(self, line: Line) -> None:
-        """Do what a visitor does, and compare what they are told with what they should be."""
+        """Do what a visitor does, and compare the answer with the expected one."""
         self.sweep_until(line.at)
         visitor = line.visit.split("/")[0]
         is_first = visitor not in self.visits or self.visits[visitor].last.visit != line.visit
@@ -111,7 +111,7 @@ class Replay:
             end = self.ending.end(session, int(self.clock.now), "api")
             sent = "kept" if self.is_down() else "delivered"
             assert end.result == ("over" if is_over else sent)
-            self.look_at_ends()
+            self.check_ends()
         else:
             activity = Activity(session, int(self.clock.now), line.what == "click")
             tracked = self.ending.track(activity)
@@ -122,7 +122,7 @@ class Replay:
         visit.is_refused = visit.is_refused and is_over
 
     def sweep_until(self, at: int) -> None:
-        """Sweep every minute, but for the minutes in which nothing is due."""
+        """Sweep every minute, except for the minutes in which nothing is due."""
         while rows := self.registry.due(0, FOREVER).rows:
             due_at = max(self.clock.now, rows[0].due_at or 0)
             next_tick = (due_at // MINUTE + 1) * MINUTE
@@ -130,14 +130,14 @@ class Replay:
                 break
             self.clock.now = next_tick
             self.sweeper.sweep([0], FOREVER)
-            self.look_at_ends()
+            self.check_ends()
         self.clock.now = self.start + at
 
     def is_down(self) -> bool:
         return DOWN <= self.at < UP
 
-    def look_at_ends(self) -> None:
-        """Compare each end that Elevate took with its visit: whose it is, and that it is time."""
+    def check_ends(self) -> None:
+        """Check each end that Elevate accepted: whose it is, and that it was due."""
         while self.ends:
             session = self.ends.pop()
             key = session.session_key
@@ -148,12 +148,12 @@ class Replay:
             if key in self.signed_out:
                 continue
             quiet, idle = self.at - visit.last.at, self.settings.idle
-            assert quiet >= idle - self.settings.slack, "a living visit was ended"
+            assert quiet >= idle - self.settings.slack, "an active visit was ended"
             was_up = not DOWN - MINUTE <= visit.last.at + idle < UP
             assert quiet <= idle + MINUTE or not was_up, "a visit was ended late"
 
     def close(self, visit: Visit, following: Line | None = None) -> None:
-        """Say what has become of a visit, when its visitor is back or all is over."""
+        """Record the fate of a visit, once its visitor is back or the replay is over."""
         key = visit.last.sessionKey
         (status,) = self.ending.status(key)
         fate: str = "refused" if visit.is_refused else status.state
@@ -172,7 +172,7 @@ class Replay:
         self.fates[fate] += 1
 
     def may_expire(self, visit: Visit) -> bool:
-        """Tell whether Elevate may have ended a visit before it could be told to."""
+        """Return whether Elevate may have ended a visit by itself before it could be notified."""
         due = visit.last.at + self.settings.idle * (visit.last.what != "sign-out")
         midnight = (self.start + due + MINUTE) // DAY * DAY - self.start
         is_over_at_midnight = self.settings.dialect is STOREFRONT_V3 and visit.last.at < midnight
@@ -182,7 +182,7 @@ class Replay:
 def timeline(idle: int) -> list[Line]:
     need("node")
     if not CLIENT.exists():
-        pytest.skip("Elevate's own client is not here: npm ci --prefix examples")
+        pytest.skip("Elevate's own client is not installed: npm ci --prefix examples")
     command = ["node", str(SCRIPT), CLIENT.as_uri(), str(idle), str(SEED)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -203,7 +203,7 @@ def metrics(output: str) -> Counter[str]:
     [(WEB_V2, 30 * MINUTE), (STOREFRONT_V3, 10 * MINUTE)],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_every_visit_of_14_days_ends_once_or_is_named(
+def test_every_visit_of_14_days_ends_once_or_is_accounted_for(
     dialect: Dialect, idle: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = timeline(idle)
@@ -226,7 +226,7 @@ def test_every_visit_of_14_days_ends_once_or_is_named(
     for visit in (*replay.visits.values(), *replay.kept.values()):
         replay.close(visit)
 
-    # Each fate occurs, and nothing else has become of any visit.
+    # Each of these fates occurs, and no other.
     assert replay.fates.total() == len({line.visit for line in lines})
     assert set(replay.fates) == {"ended", "expired", "refused", "went on"}
     replay.telemetry.flush()

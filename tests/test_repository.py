@@ -1,4 +1,4 @@
-"""What strangers meet first holds together: one version, workflows that do what CI does."""
+"""What newcomers see first is consistent: one version, workflows that do what CI does."""
 
 import re
 import tomllib
@@ -38,7 +38,7 @@ def test_github_runs_what_ci_runs() -> None:
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
-def test_a_workflow_may_do_little_and_pins_what_it_uses(workflow: Path) -> None:
+def test_a_workflow_has_few_permissions_and_pins_its_actions(workflow: Path) -> None:
     text = workflow.read_text()
     rights = yaml.safe_load(text)["permissions"]
     assert set(rights.values()) <= {"read"}

@@ -54,7 +54,7 @@ def test_web_v2_takes_a_uuid_of_any_case_and_version(key: str) -> None:
     "key",
     ["", " ", SESSION[:-1], SESSION + "\n", SESSION.replace("-", ""), "{" + SESSION + "}", 7, None],
 )
-def test_web_v2_refuses_what_is_no_uuid(key: object) -> None:
+def test_web_v2_refuses_what_is_not_a_uuid(key: object) -> None:
     detail = "must be a UUID: 8-4-4-4-12 hexadecimal digits"
     assert refusal(web_v2, VALID | {"sessionKey": key}) == {"sessionKey": detail}
 
@@ -79,7 +79,7 @@ def test_every_bad_field_is_named() -> None:
 
 
 @pytest.mark.parametrize("payload", [None, [], "x", 1, True, [VALID]])
-def test_what_is_no_object_is_refused(payload: object) -> None:
+def test_what_is_not_an_object_is_refused(payload: object) -> None:
     assert refusal(web_v2, payload) == {"body": "must be a JSON object"}
 
 
@@ -120,7 +120,7 @@ def test_web_v2_cannot_end_an_unpersonalized_session() -> None:
 
 
 @pytest.mark.parametrize("market", ["uk", "NO", "", 1, True, None, "UK "])
-def test_only_configured_markets_are_taken(market: object) -> None:
+def test_only_configured_markets_are_accepted(market: object) -> None:
     payload = {"market": market, "customerKey": CUSTOMER}
     assert refusal(activity, payload) == {"market": "must be one of the configured markets"}
 
@@ -139,7 +139,7 @@ JSON = st.recursive(
 
 
 @given(st.fixed_dictionaries({}, optional={name: JSON for name in (*VALID, "userContext", "x")}))
-def test_whatever_is_sent_is_taken_or_refused_by_field(payload: dict[str, Any]) -> None:
+def test_whatever_is_sent_is_accepted_or_refused_by_field(payload: dict[str, Any]) -> None:
     for validator in (web_v2, storefront, activity):
         errors = errors_of(validator, payload)
         known = {*VALID, "userContext", "interactive", "body"}
@@ -149,7 +149,7 @@ def test_whatever_is_sent_is_taken_or_refused_by_field(payload: dict[str, Any]) 
 
 @given(st.text(min_size=20))
 def test_a_refusal_echoes_nothing(secret: str) -> None:
-    """Not even as the name of a field, where a key may stand by mistake."""
+    """Not even as the name of a field, where a key may end up by mistake."""
     with pytest.raises(InvalidPayload) as refused:
         web_v2({"market": "UK", "customerKey": secret, "sessionKey": secret, secret: secret})
     assert secret not in json.dumps(refused.value.errors, ensure_ascii=False)

@@ -217,7 +217,7 @@ def test_a_market_of_any_characters_arrives_intact(market: str) -> None:
         ("POST", f"/API/v2/notifications/end?{urlencode(V2)}", 404),
     ],
 )
-def test_other_methods_and_paths_are_refused_and_the_connection_lives_on(
+def test_other_methods_and_paths_are_refused_and_the_connection_stays_open(
     elevate: SimulatedElevate, method: str, target: str, status: int
 ) -> None:
     with connected(elevate) as connection:
@@ -227,7 +227,7 @@ def test_other_methods_and_paths_are_refused_and_the_connection_lives_on(
         assert answer == status
         assert headers.get("Allow") == ("POST" if status == 405 else None)
         assert (body == b"") == (method == "HEAD")
-        # And the same connection serves on
+        # And the same connection still works
         used = connection.sock
         assert send(connection, "POST", f"{WEB_V2}?{urlencode(V2)}")[0] == 204
         assert connection.sock is used
@@ -244,7 +244,7 @@ def test_a_connection_is_used_again_after_a_400_and_a_body_is_drained(
         assert send(connection, "POST", WEB_V2, b"x" * 1_000_000)[0] == 400
         used = connection.sock
         assert used is not None
-        # When the next comes, then it is answered on the same connection
+        # When another request follows, then it is answered on the same connection
         assert send(connection, "POST", f"{WEB_V2}?{urlencode(V2)}", b"{}")[0] == 204
         assert connection.sock is used
 
@@ -322,7 +322,7 @@ def test_it_stops_while_clients_are_connected_and_frees_its_port() -> None:
             pass
 
 
-def test_it_stops_though_a_client_reads_nothing() -> None:
+def test_it_stops_even_if_a_client_reads_nothing() -> None:
     with contextlib.ExitStack() as clients:
         with SimulatedElevate() as elevate:
             # Given more answers than a connection holds, and a client that reads none
@@ -331,7 +331,7 @@ def test_it_stops_though_a_client_reads_nothing() -> None:
             greedy = clients.enter_context(raw(elevate))
             greedy.sendall(b"GET /_sim/notifications HTTP/1.1\r\nHost: e\r\n\r\n" * 50)
             greedy.recv(1, socket.MSG_PEEK)
-            # When Elevate stops, then it does
+            # When Elevate is told to stop, then it does
         with pytest.raises(ConnectionRefusedError), raw(elevate):
             pass
 
@@ -362,7 +362,7 @@ def test_notifications_are_paged_filtered_and_cleared(elevate: SimulatedElevate)
     assert page(f"?sessionKey={sessions[0]}&limit=1") == (2, [1], 1)
     assert page(f"?sessionKey={sessions[0]}&after=1") == (2, [5], None)
     assert page("?sessionKey=unknown") == (0, [], None)
-    # And a session that was delivered twice is told
+    # And a session that was delivered twice is reported
     status, summary = ask(elevate, "GET", "/_sim/summary")
     assert status == 200
     assert summary["deliveredTwice"] == [sessions[0]]
@@ -395,7 +395,7 @@ def test_the_oldest_are_forgotten_when_there_are_too_many() -> None:
 
 
 @pytest.mark.parametrize("query", ["after=-1", "after=x", "limit=0", "limit="])
-def test_a_page_that_cannot_be_is_refused(elevate: SimulatedElevate, query: str) -> None:
+def test_an_impossible_page_is_refused(elevate: SimulatedElevate, query: str) -> None:
     assert ask(elevate, "GET", f"/_sim/notifications?{query}")[0] == 400
 
 
@@ -459,7 +459,7 @@ def test_slow_takes_the_notification_and_answers_late(elevate: SimulatedElevate)
     before = time.monotonic()
     assert notify(elevate)[0] == 204
     assert time.monotonic() - before >= 0.3
-    # And a client without patience has still delivered
+    # And a notification whose client gave up is still delivered
     switch(elevate, kind="slow", seconds=60)
     with pytest.raises(TimeoutError):
         notify(elevate, timeout=0.2)
@@ -508,7 +508,7 @@ def test_reset_comes_in_the_middle_of_the_answer(
         connection.sendall(f"POST {target} HTTP/1.1\r\nHost: e\r\n\r\n".encode())
         with connection.makefile("rb") as answer, pytest.raises(ConnectionResetError):
             answer.read()
-    # And Elevate has taken it, or refused it, all the same
+    # And Elevate has nevertheless taken it, or refused it
     (kept,) = elevate.notifications()
     assert (kept["status"], kept["fault"]) == (status, "reset")
     assert elevate.summary()["delivered"] == (status == 204)
@@ -546,7 +546,7 @@ def test_flaky_is_as_flaky_as_its_rate(elevate: SimulatedElevate) -> None:
     assert seen == {"busy", "reset", "down", "slow"}
 
 
-def test_a_head_meets_a_fault_too(elevate: SimulatedElevate) -> None:
+def test_a_head_request_meets_a_fault_too(elevate: SimulatedElevate) -> None:
     switch(elevate, kind="busy")
     with connected(elevate) as connection:
         for _ in range(2):
@@ -565,14 +565,14 @@ def test_a_fault_lasts_as_long_as_it_says(elevate: SimulatedElevate, fault: dict
     # Given a fault with an end
     elevate.fault(fault)
     assert ask(elevate, "GET", "/_sim/fault") == (200, fault)
-    # When that has come, then there is none
+    # When its time is up, then there is none
     deadline = time.monotonic() + 10
     while ask(elevate, "GET", "/_sim/fault")[1] != {"kind": "none"}:
         assert time.monotonic() < deadline
     assert notify(elevate)[0] == 204
 
 
-def test_a_new_fault_outlives_the_end_of_the_one_before(elevate: SimulatedElevate) -> None:
+def test_a_new_fault_outlives_the_end_of_the_previous_one(elevate: SimulatedElevate) -> None:
     # Given a fault that ends soon, replaced by one without an end
     elevate.fault({"kind": "busy", "seconds": 0.05})
     elevate.fault({"kind": "reject"})
@@ -613,7 +613,7 @@ def test_an_invalid_fault_is_refused_and_changes_nothing(
     # When an invalid one is put
     with connected(elevate) as connection:
         status, body, _ = send(connection, "PUT", "/_sim/fault", json.dumps(fault).encode())
-    # Then it is refused with a reason, and the fault is the one before
+    # Then it is refused with a reason, and the previous fault remains
     assert status == 400
     assert json.loads(body)["error"]
     assert ask(elevate, "GET", "/_sim/fault") == (200, {"kind": "reject"})
@@ -660,6 +660,6 @@ def test_the_command_prints_its_address_serves_and_stops(number: signal.Signals)
             assert send(client, "POST", f"{WEB_V2}?{query}")[0] == 204
             process.send_signal(number)
             output, errors = process.communicate(timeout=10)
-        # Then it has stopped in peace, and said nothing of any key
+        # Then it has stopped cleanly, and printed nothing about any key
         assert (process.returncode, output, errors) == (0, "", "")
         assert url.hostname == "127.0.0.1"

@@ -33,12 +33,12 @@ def line(log: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def put(application: Application, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Collect the events that are handed to the bus (on its own wire in tests/stack)."""
+    """Collect the events that are put on the bus (tests/stack has a real one)."""
     found: list[dict[str, Any]] = []
 
     class Bus:
         def put_events(self, Entries: list[dict[str, Any]]) -> dict[str, Any]:
-            assert len(Entries) <= 10, "EventBridge takes ten at once"
+            assert len(Entries) <= 10, "EventBridge takes at most ten at once"
             found.extend(Entries)
             return {"FailedEntryCount": 0}
 
@@ -67,7 +67,7 @@ def test_an_event_sweeps_the_shards_it_names(
     assert len(elevate.received) == 40
 
 
-def test_out_of_time_what_is_left_is_handed_over_one_event_per_shard(
+def test_what_is_left_when_time_runs_out_is_handed_over_in_one_event_per_shard(
     application: Application, elevate: FakeElevate, put: list[dict[str, Any]], log: Any
 ) -> None:
     shards = {shard_of(key, application.settings.shards) for key in quiet(application, 40)}
@@ -84,10 +84,10 @@ def test_out_of_time_what_is_left_is_handed_over_one_event_per_shard(
     assert {w["correlation_id"] for w in written} == {Context.aws_request_id}
 
 
-def test_a_lasting_backlog_has_one_hand_over_a_shard(
+def test_a_lasting_backlog_gets_one_hand_over_per_shard(
     application: Application, put: list[dict[str, Any]]
 ) -> None:
-    """Every sweep of 20 minutes runs out of time: none of them sees another's end."""
+    """For 20 minutes, every sweep runs out of time."""
     shards = {shard_of(key, application.settings.shards) for key in quiet(application, 40)}
     at_once = []
     for _ in range(20):
@@ -97,11 +97,11 @@ def test_a_lasting_backlog_has_one_hand_over_a_shard(
         for entry in handed_over:
             detail = json.loads(entry["Detail"])
             sweep.handle(sample("session_sweep", detail=detail), Context(seconds=5))
-        assert put == [], "what a hand-over leaves is the next tick's"
+        assert put == [], "what a hand-over leaves is for the next tick"
     assert all(sorted(one) == [[shard] for shard in sorted(shards)] for one in at_once)
 
 
-def test_a_hand_over_is_over_before_the_next_tick_hands_over(
+def test_a_hand_over_finishes_before_the_next_tick_hands_over(
     application: Application, elevate: FakeElevate, put: list[dict[str, Any]]
 ) -> None:
     """With 15 seconds left a tick sends; a hand-over has none to spare."""
@@ -112,7 +112,7 @@ def test_a_hand_over_is_over_before_the_next_tick_hands_over(
     assert len(elevate.received) == 3
 
 
-def test_where_elevates_rate_is_bounded_nothing_is_handed_over(
+def test_nothing_is_handed_over_where_elevates_rate_is_limited(
     application: Application, put: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ELEVATE_MAX_RATE", "5")
@@ -122,7 +122,7 @@ def test_where_elevates_rate_is_bounded_nothing_is_handed_over(
     assert put == []
 
 
-def test_what_the_bus_does_not_take_is_not_said_to_be_handed_over(
+def test_what_the_bus_does_not_take_is_not_reported_as_handed_over(
     application: Application, monkeypatch: pytest.MonkeyPatch, log: Any
 ) -> None:
     class Full:
@@ -135,7 +135,7 @@ def test_what_the_bus_does_not_take_is_not_said_to_be_handed_over(
     assert (line(log)["left"] > 1, line(log)["handed_over"]) == (True, 1)
 
 
-def test_a_bus_that_takes_nothing_is_no_failure_of_the_sweep(
+def test_a_bus_that_takes_nothing_does_not_fail_the_sweep(
     application: Application, monkeypatch: pytest.MonkeyPatch, log: Any
 ) -> None:
     quiet(application, 3)

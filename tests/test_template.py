@@ -26,7 +26,7 @@ FUNCTIONS = {
 }
 
 
-def test_the_environment_of_the_template_makes_the_defaults_of_the_settings() -> None:
+def test_the_templates_environment_yields_the_default_settings() -> None:
     variables: dict[str, str] = template()["Globals"]["Function"]["Environment"]["Variables"]
     defaults = {
         name: str(PARAMETERS[value]["Default"])
@@ -52,7 +52,7 @@ def test_a_lease_outlives_every_invocation(name: str) -> None:
     assert int(FUNCTIONS[name]["Timeout"]) < LEASE_SECONDS
 
 
-def test_as_many_shards_as_sweeps_ask() -> None:
+def test_there_are_no_more_shards_than_sweeps_query() -> None:
     assert PARAMETERS["SweepShards"]["MaxValue"] == MAX_SHARDS
 
 
@@ -66,7 +66,7 @@ def test_each_function_has_its_own_file_role_and_log_group_with_retention() -> N
         assert group["Properties"]["RetentionInDays"] == "LogRetentionDays"
 
 
-def test_lambda_lets_through_what_the_log_level_asks_for_and_its_own_lines_of_trouble() -> None:
+def test_lambda_passes_lines_of_the_log_level_and_its_own_warnings() -> None:
     """Lambda drops JSON lines below a level of its own, INFO by default; metrics count as INFO."""
     assert CONDITIONS["IsDebugged"] == ["LogLevel", "DEBUG"]
     made = translated()
@@ -102,7 +102,7 @@ def test_every_dead_letter_queue_and_function_has_alarms() -> None:
         for alarm in alarms
     ]
     queues = {name for name, r in RESOURCES.items() if r["Type"] == "AWS::SQS::Queue"}
-    # A tick is made up for by the next one. When none comes, the alarm of the sweep lag says so.
+    # The next tick makes up for a missed one. If none comes, the alarm on the sweep lag fires.
     queues.remove("MissedSweeps")
     assert {("ApproximateNumberOfMessagesVisible", queue) for queue in queues} <= set(watched)
     assert {("Errors", function) for function in FUNCTIONS} <= set(watched)
@@ -111,8 +111,8 @@ def test_every_dead_letter_queue_and_function_has_alarms() -> None:
     assert {(kind, function) for kind in kinds for function in lasting} <= set(watched)
 
 
-def test_what_stands_by_costs_at_most_five_dollars_a_month() -> None:
-    """The dashboard shows every metric (tests/test_observability.py); it is free itself, or off."""
+def test_the_fixed_cost_is_at_most_five_dollars_a_month() -> None:
+    """The dashboard shows every metric (tests/test_observability.py); itself it is free, or off."""
     prices = tomllib.loads((ROOT / "bench" / "prices.toml").read_text())["cloudwatch"]
     body = RESOURCES["StackDashboard"]["Properties"]["DashboardBody"]
     metrics = set(re.findall(r'"ElevateSessions", "(\w+)"', body))
@@ -130,7 +130,7 @@ def test_the_dashboard_and_its_link_can_be_left_out() -> None:
     assert PARAMETERS["Dashboard"]["Default"] == "true"
 
 
-def test_every_alarm_says_where_to_read_on_and_tells_somebody() -> None:
+def test_every_alarm_names_its_paragraph_and_notifies_somebody() -> None:
     manual = (ROOT / "docs" / "operations.md").read_text()
     for resource in RESOURCES.values():
         if resource["Type"] == "AWS::CloudWatch::Alarm":
@@ -154,7 +154,7 @@ def test_no_policy_allows_everything() -> None:
 
 
 @pytest.mark.parametrize("canary", ["false", "true"])
-def test_every_role_is_bounded_those_that_sam_makes_too(canary: str) -> None:
+def test_every_role_has_the_boundary_even_those_that_sam_makes(canary: str) -> None:
     made = translated(Canary=canary)
     bounded = {"Fn::If": ["HasPermissionsBoundary", {"Ref": "PermissionsBoundaryArn"}, NO_VALUE]}
     for name, resource in made.items():
@@ -162,7 +162,7 @@ def test_every_role_is_bounded_those_that_sam_makes_too(canary: str) -> None:
             assert resource["Properties"]["PermissionsBoundary"] == bounded, name
 
 
-def test_a_canary_goes_back_when_an_alarm_of_its_function_goes_off() -> None:
+def test_a_canary_rolls_back_when_an_alarm_of_its_function_fires() -> None:
     made = translated(Canary="true")
     for name in FUNCTIONS:
         updated = made[f"{name}Aliaslive"]["UpdatePolicy"]["CodeDeployLambdaAliasUpdate"]
@@ -234,8 +234,8 @@ def test_only_what_always_needs_a_credential_keeps_its_limits_where_ends_are_ope
     assert PARAMETERS["OpenRateLimit"]["Default"] < PARAMETERS["ApiRateLimit"]["Default"]
 
 
-def test_nothing_is_reserved_unasked() -> None:
-    """An account may have no invocations to spare, and the deploy would fail."""
+def test_no_concurrency_is_reserved_by_default() -> None:
+    """An account may have no concurrency to spare, and then the deploy would fail."""
     for name in FUNCTIONS:
         asked = name.replace("Function", "ReservedConcurrency")
         assert PARAMETERS[asked]["Default"] == -1

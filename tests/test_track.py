@@ -58,7 +58,7 @@ def test_the_path_is_decoded() -> None:
 
 
 @pytest.mark.parametrize("path", ["%FF", "%FE", "a%C3", "%EF%BF%BD"])
-def test_bytes_that_are_no_text_are_no_key(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_are_not_text_are_not_a_key(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them would become U+FFFD: different keys, one session."""
     monkeypatch.setenv("ELEVATE_API", "storefront-v3")
     forget()
@@ -83,14 +83,14 @@ def test_the_sample_event_is_noted() -> None:
     assert state()["state"] == "open"
 
 
-def test_an_event_may_hold_many_and_its_invalid_ones_make_a_dead_letter() -> None:
+def test_an_event_may_hold_many_and_invalid_ones_make_it_a_dead_letter() -> None:
     detail = {"sessions": [sample("session_active")["detail"], {"interactive": "no"}]}
     with pytest.raises(InvalidEvent):
         track.handle(sample("session_active", detail=detail), Context())
     assert state()["state"] == "open"
 
 
-def test_a_late_sign_of_life_of_a_session_that_is_over_is_counted(
+def test_late_activity_of_a_session_that_is_over_is_counted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     end.handle(sample("api_end"), Context())
@@ -108,7 +108,7 @@ def test_a_late_sign_of_life_of_a_session_that_is_over_is_counted(
         ([], "??"),
     ],
 )
-def test_an_event_of_another_kind_is_logged_and_counted_and_that_is_all(
+def test_an_event_of_another_kind_is_logged_and_counted_and_nothing_else(
     given: Any, shown: str, log: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     track.handle(sample("session_active", **{"detail-type": given}), Context())
@@ -132,7 +132,7 @@ def test_an_event_has_its_own_time() -> None:
     assert happened_at({"time": moment(an_hour_ago)}) == an_hour_ago
 
 
-def test_an_idle_session_is_due_from_the_time_of_its_event_on(application: Application) -> None:
+def test_the_idle_time_counts_from_the_time_of_the_event(application: Application) -> None:
     an_hour_ago = int(time.time()) - 3600
     track.handle(sample("session_active", time=moment(an_hour_ago)), Context())
     assert state()["dueAt"] == moment(an_hour_ago + application.settings.idle)

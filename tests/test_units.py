@@ -1,4 +1,4 @@
-"""The bench's count of DynamoDB's request units: its rules, and the emulator where it has them."""
+"""The bench's count of DynamoDB's request units, against the rules and partly the emulator."""
 
 import uuid
 from dataclasses import replace
@@ -33,7 +33,7 @@ def test_a_size_is_that_of_names_and_values() -> None:
     ("old", "new", "units"),
     [
         pytest.param({}, ROW, 2, id="insert: table and index"),
-        pytest.param(ROW, ROW, 1, id="refused: the table all the same"),
+        pytest.param(ROW, ROW, 1, id="refused: the table nevertheless"),
         pytest.param(ROW, ROW | {"leaseUntil": {"N": "9"}}, 1, id="lease: not in the index"),
         pytest.param(ROW, ROW | {"attempts": {"N": "1"}}, 2, id="projected: one index write"),
         pytest.param(ROW, ROW | {"dueAt": {"N": "9"}}, 3, id="index key: two index writes"),
@@ -47,14 +47,14 @@ def test_a_write_costs_what_it_changes(
     assert write_units(old, new) == units
 
 
-def test_a_query_costs_what_it_returns_and_something_for_nothing() -> None:
+def test_a_query_costs_what_it_returns_and_something_even_for_nothing() -> None:
     assert query_units([]) == 0.5
     assert query_units([ROW] * 10) == 0.5
     assert query_units([ROW] * 100) == 0.5 * -(-100 * size_of(ROW) // 4096)
 
 
 class Reported:
-    """A client that adds up what the emulator says of single writes."""
+    """A client that adds up what the emulator reports for single writes."""
 
     def __init__(self, client: Any) -> None:
         self._client = client

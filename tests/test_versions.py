@@ -17,8 +17,8 @@ FUNCTIONS = {
     if resource["Type"] == "AWS::Serverless::Function"
 }
 
-# Properties of a function that its alias or the function itself has, not a version. A version has a
-# description of its own, and the code a hash.
+# Properties that belong to the alias or to the function itself, not to a version. A version has a
+# description of its own, and the code has a hash.
 NO_PART_OF_A_VERSION = {
     *("AutoPublishAlias", "CodeUri", "DeploymentPreference", "Description", "EventInvokeConfig"),
     *("Events", "FunctionName", "ReservedConcurrentExecutions", "VersionDescription"),
@@ -28,7 +28,7 @@ NO_PART_OF_A_VERSION = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_whatever_is_changed_in_a_function_is_published(name: str) -> None:
     """SAM hashes few properties, and references rather than values; CloudFormation replaces a
-    version for its text."""
+    version when its text changes."""
     root = yaml.compose(TEMPLATE.read_text())
     assert root
     own, shared = at(root, "Resources", name, "Properties"), at(root, "Globals", "Function")
@@ -38,7 +38,7 @@ def test_whatever_is_changed_in_a_function_is_published(name: str) -> None:
     described |= set(_names([CONDITIONS.get(word, "") for word in described]))
     before = version(root, name)
     changed = set()
-    # Of these a function adds to what all have.
+    # What a function sets of these is added to the shared values.
     added_to = {"Environment", "LoggingConfig"}
     overridden = {key.value for key, _ in own.value} - added_to
     inherited = [(k, v) for k, v in shared.value if k.value not in overridden]
@@ -68,7 +68,7 @@ def test_the_settings_in_a_versions_description_are_whole_and_fit() -> None:
 
 
 def version(root: yaml.Node, name: str) -> Any:
-    """Return the version that SAM makes of a function, with the name that it gives to it."""
+    """Return the version that SAM makes of a function, with the name that SAM gives it."""
     made = translated(yaml.serialize(root)).items()
     of_function = f"{name}Version"
     return [(key, resource) for key, resource in made if key.startswith(of_function)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 
 class Wire:
-    """A server that hands each connection to `serve(connection, number)`, one after another."""
+    """A server that calls `serve(connection, number)` for each connection, numbered from 0."""
 
     def __init__(self, serve: Callable[[socket.socket, int], None]) -> None:
         self._serve = serve

@@ -1,4 +1,4 @@
-"""The least there is: a handler that answers."""
+"""The least possible: a handler that answers."""
 
 
 def handle(event, context):

@@ -18,7 +18,7 @@ function make(tag, about = {}, ...children) {
   return element;
 }
 
-/** Write only what has changed: a thousand rows are looked at every second. */
+/** Write only what has changed: a thousand rows are checked every second. */
 function set(element, name, value) {
   if (element[name] !== value) element[name] = value;
 }
@@ -29,24 +29,24 @@ async function send(action, body = {}) {
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
   });
-  const told = await answer.json();
-  if (!answer.ok) throw new Error(told.error);
-  return told;
+  const reply = await answer.json();
+  if (!answer.ok) throw new Error(reply.error);
+  return reply;
 }
 
-/** Do what a button asks for, say what was answered, and look at once what came of it. */
+/** Do what a button asks for, show the answer, and refresh at once to show the effect. */
 export async function act(action, body) {
   const mine = ++acts;
   const say = (text) => mine === acts && set($("answer"), "textContent", text);
   say("Sending …");
   try {
-    const told = await send(action, body);
-    say(`${told.request} → ${meaning(told)}`);
-    if (told.session) {
-      set($("flow-api"), "textContent", `answered ${told.status}`);
-      if (mine === acts) pick(told.session.sessionKey);
+    const reply = await send(action, body);
+    say(`${reply.request} → ${meaning(reply)}`);
+    if (reply.session) {
+      set($("flow-api"), "textContent", `answered ${reply.status}`);
+      if (mine === acts) pick(reply.session.sessionKey);
     }
-    return told;
+    return reply;
   } catch (error) {
     say(`It could not be done: ${error.message}`);
     return null;
@@ -55,13 +55,13 @@ export async function act(action, body) {
   }
 }
 
-function meaning(told) {
-  if (told.status === undefined) return "sent. Its work shows in the logs below.";
-  if (told.request.startsWith("PUT /_sim")) return "the simulated Elevate has changed.";
-  if (told.status === 204) {
-    return SENT[Object.keys(SENT).find((call) => told.request.startsWith(call))];
+function meaning(reply) {
+  if (reply.status === undefined) return "sent. Its effect shows in the logs below.";
+  if (reply.request.startsWith("PUT /_sim")) return "the simulated Elevate has changed.";
+  if (reply.status === 204) {
+    return SENT[Object.keys(SENT).find((call) => reply.request.startsWith(call))];
   }
-  return ANSWERS[told.status] ?? `${told.status} ${told.body?.title ?? ""}`;
+  return ANSWERS[reply.status] ?? `${reply.status} ${reply.body?.title ?? ""}`;
 }
 
 function pick(key) {
@@ -156,7 +156,7 @@ function showSessions() {
     set(row.last, "title", row.last.textContent);
     set(row.end, "hidden", session.state === "ended");
     set(row.element, "className", session.sessionKey === picked ? "picked" : "");
-    // The row that stands here has moved down: one move, not one of each row below it.
+    // The row that is here has moved down: move that one, not each of the rows below it.
     if (place?.nextElementSibling === row.element) {
       place.remove();
       place = row.element;
@@ -187,7 +187,7 @@ function showFilters() {
   }
 }
 
-/** Show along the way of an end where something is waiting. */
+/** Show where something is waiting on the path of an end. */
 function showFlow() {
   const count = (name) => state.sessions.filter((session) => session.state === name).length;
   const waiting = count("retrying");
@@ -229,7 +229,7 @@ function showElevate() {
   keep($("received"), shown, `${received} ${picked}`);
 }
 
-// What a reader of the page needs least; the whole line shows when it is pointed at.
+// The fields a reader needs least; hovering over a line shows all of it.
 const QUIET = ["function", "level", "message", "timestamp", "service", "correlation_id",
   "xray_trace_id", "customer", "sent"];
 
@@ -249,7 +249,7 @@ function showLines() {
   keep($("lines"), shown, JSON.stringify([state.log.length, state.log.at(-1)]));
 }
 
-/** Replace a list only when it says something new: nobody loses the focus or a selection. */
+/** Replace a list only when its content is new, so that nobody loses the focus or a selection. */
 function keep(element, children, version) {
   if (element.dataset.version === version) return;
   element.dataset.version = version;

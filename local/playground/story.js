@@ -24,7 +24,7 @@ function enable() {
   $("again").hidden = done === 0;
 }
 
-/** Go on to the next step; whoever uses the keyboard has it under the next key press. */
+/** Go on to the next step, and focus it for those who use the keyboard. */
 function next() {
   const wasHere = steps.includes(document.activeElement) || document.activeElement === document.body;
   done += 1;
@@ -45,13 +45,13 @@ steps[0].onclick = async () => {
 };
 
 steps[1].onclick = async () => {
-  const told = await act("end", { market: market() });
-  if (!told) return;
-  if (told.status !== 202) {
-    say(`The API answered ${told.status}, because Elevate was not down. Start again.`, "bad");
+  const reply = await act("end", { market: market() });
+  if (!reply) return;
+  if (reply.status !== 202) {
+    say(`The API answered ${reply.status}, because Elevate was not down. Start again.`, "bad");
     return;
   }
-  session = told.session;
+  session = reply.session;
   say("The API answered 202 Accepted. It could not reach Elevate, so it keeps the end in the"
     + " registry: see the marked row.", "warn");
   next();
@@ -62,7 +62,7 @@ steps[2].onclick = async () => {
   next();
 };
 
-/** Tell how the kept end is doing, from what the registry says of it. */
+/** Say how the kept end is doing, according to the registry. */
 export function tell(state) {
   if (done !== 3 || !session) return;
   const row = state.sessions.find((found) =>

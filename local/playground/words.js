@@ -20,7 +20,7 @@ export const FAULTS = {
   reset: ["Resets", "It takes the end, then resets the connection in the middle of its answer."],
   reject: ["Rejects", "It answers 400 to everything: such an end is not tried again."],
   garbage: ["Garbage", "It answers bytes that are not HTTP."],
-  flaky: ["Flaky", "Every second request meets one of busy, reset, down or slow."],
+  flaky: ["Flaky", "About half of the requests meet one of busy, reset, down or slow."],
 };
 
 /** What the API's answers mean. */

@@ -1,8 +1,7 @@
-"""Who is let in, on the emulator: the template deployed with each kind of `ApiAuth`, and fuzzed.
+"""Access, on the emulator: the template deployed with each kind of `ApiAuth`, and fuzzed.
 
 MiniStack checks API keys, rates, quotas, the template's rules, and that calls are signed; not the
-signature itself. It does nothing with a permissions boundary, a reserved concurrency and a
-function's KMS key.
+signature itself. It ignores permissions boundaries, reserved concurrency and a function's KMS key.
 """
 
 import json
@@ -26,10 +25,10 @@ from local.interface import interface
 from local.stack import BIN, REGION, ROOT, Stack, StackError
 
 ORIGIN = "https://www.shop.example"
-# MiniStack does not find the limits of single routes as AWS writes them: all share the open ones'.
+# MiniStack ignores the limits of single routes as AWS writes them: all get those of open ends.
 OPEN = {"ApiAuth": "NONE", "CorsOrigin": ORIGIN, "OpenRateLimit": "10000"}
 KMS_KEY = f"arn:aws:kms:{REGION}:000000000000:key/{uuid.UUID(int=1)}"
-# What a deploy may set beside what other tests deploy.
+# Parameters that no other test deploys.
 OPTIONS = {
     "LogLevel": "WARNING",
     "Tracing": "Active",
@@ -41,11 +40,11 @@ OPTIONS = {
     "SessionIdleMinutes": "7",
 }
 
-# What schemathesis is not to ask of this API, or of this emulator.
+# Checks that do not apply to this API, or to this emulator.
 NOT_CHECKED = (
-    # Which markets and shapes of keys are taken is configuration, which the document cannot know.
+    # Which markets and key formats are accepted is configuration, which the document cannot know.
     "positive_data_acceptance",
-    # The gateway answers 403 where a method is not known, and names none that is.
+    # The gateway answers 403 to an unknown method, and does not name the known ones.
     "unsupported_method",
     "allow_header_conformance",
 )
@@ -107,7 +106,7 @@ def versions(stack: Stack) -> dict[str, str]:
 
 
 def keys_at_rest(stack: Stack) -> set[str | None]:
-    """Return the keys that encrypt the table, the logs and the visitors' dead letters."""
+    """Return the keys that encrypt the table, the logs and the visitors' dead-letter messages."""
     table = stack.client("dynamodb").describe_table(TableName=stack.info["tableName"])["Table"]
     logs = stack.client("logs").describe_log_groups(logGroupNamePrefix="/aws/lambda/")["logGroups"]
     sqs = stack.client("sqs")
@@ -123,7 +122,7 @@ def keys_at_rest(stack: Stack) -> set[str | None]:
     }
 
 
-def test_a_page_of_the_shop_may_end_and_do_nothing_else(stack: Stack) -> None:
+def test_a_page_of_the_shop_may_end_sessions_and_do_nothing_else(stack: Stack) -> None:
     visitor = session()
     asked, headers, _ = call(stack, "OPTIONS", "/sessions/end", {"Origin": ORIGIN})
     assert (asked, headers["Access-Control-Allow-Methods"]) == (204, "POST")
@@ -132,7 +131,7 @@ def test_a_page_of_the_shop_may_end_and_do_nothing_else(stack: Stack) -> None:
     assert {"content-type", "x-api-key", "authorization", "x-amz-date"} <= set(allowed)
     status, headers, _ = call(stack, "POST", "/sessions/end", {"Origin": ORIGIN}, visitor)
     assert (status, headers["Access-Control-Allow-Origin"]) == (204, ORIGIN)
-    # So may whoever guesses a session; it costs Elevate one notification, however often.
+    # So may anyone who guesses a session; however often, Elevate gets one notification.
     assert call(stack, "POST", "/sessions/end", {}, visitor)[0] == 204
     assert received(stack, visitor) == 1
     status, headers, _ = call(stack, "POST", "/sessions/end", {"Origin": ORIGIN}, {})
@@ -172,7 +171,7 @@ def test_the_gateways_own_answers_are_problems(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("dialect", ["web-v2", "storefront-v3"])
-def test_every_input_has_a_right_answer(stack: Stack, tmp_path: Path, dialect: str) -> None:
+def test_every_input_gets_a_documented_answer(stack: Stack, tmp_path: Path, dialect: str) -> None:
     if dialect != "web-v2":
         stack.deploy(OPEN | {"ElevateApi": dialect})
     seconds = int(os.environ.get("FUZZ", "20")) // 2  # the other half is the other dialect's

@@ -1,4 +1,4 @@
-"""The deployed stack, once for all tests here, and helpers to use it."""
+"""The deployed stack, shared by all tests here, and helpers to use it."""
 
 import json
 import os
@@ -137,7 +137,7 @@ class Deployed:
         urllib.request.urlopen(request, timeout=10).close()
 
     def log_text(self) -> str:
-        """Return all that the functions have written."""
+        """Return everything that the functions have logged."""
         texts = []
         for group in self.info["logGroups"]:
             pages = self._logs.get_paginator("filter_log_events").paginate(logGroupName=group)
@@ -165,10 +165,10 @@ def new_session(market: str = "UK") -> dict[str, str]:
 
 
 def wait_for[T](found: Callable[[], T], seconds: float = 20) -> T:
-    """Return what `found` returns once it is true; fail when it is not by the deadline."""
+    """Return what `found` returns once that is true; fail if it is not by the deadline."""
     deadline = time.monotonic() + seconds
     while not (result := found()):
-        assert time.monotonic() < deadline, "what was waited for did not come"
+        assert time.monotonic() < deadline, "what was waited for did not happen"
         time.sleep(0.1)
     return result
 

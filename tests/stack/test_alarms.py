@@ -1,7 +1,7 @@
-"""Alarms on what AWS counts: the fault is made, and what is to be counted is counted here.
+"""Alarms on AWS's own metrics: the fault is caused, and what AWS would count is counted here.
 
 MiniStack's own metrics of functions and queues are not those of AWS, so an alarm is evaluated on
-how many invocations failed or were throttled, and on the letters in the queue.
+how many invocations failed or were throttled, and on the dead-letter messages in the queue.
 """
 
 import json
@@ -13,25 +13,25 @@ from alarms import ALARMS, fires
 from stack.conftest import Deployed, wait_for
 
 
-def test_an_event_that_becomes_a_dead_letter_is_an_alarm(deployed: Deployed) -> None:
+def test_an_event_that_becomes_a_dead_letter_fires_the_alarm(deployed: Deployed) -> None:
     sqs = deployed.stack.client("sqs")
     (queue,) = [url for url in sqs.list_queues()["QueueUrls"] if "FailedEvents" in url]
 
-    def letters() -> list[float]:
+    def messages() -> list[float]:
         names = ["ApproximateNumberOfMessages"]
         found = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=names)["Attributes"]
         return [float(count) for count in found.values()]
 
     alarm = ALARMS["FailedEventsAlarm"]
-    assert not fires(alarm, [letters()])
+    assert not fires(alarm, [messages()])
     deployed.invoke("end", {"id": "an event", "detail": {"no": "session"}})
-    wait_for(lambda: letters() != [0.0], 30)
-    assert fires(alarm, [letters()])
+    wait_for(lambda: messages() != [0.0], 30)
+    assert fires(alarm, [messages()])
     sqs.purge_queue(QueueUrl=queue)
 
 
 @pytest.mark.parametrize("function", ["end", "track", "sweep"])
-def test_a_failed_invocation_is_an_alarm(function: str, deployed: Deployed) -> None:
+def test_a_failed_invocation_fires_the_alarm(function: str, deployed: Deployed) -> None:
     def errors(detail: object) -> float:
         answer = deployed.lambda_.invoke(
             FunctionName=deployed.info["functions"][function],
@@ -46,7 +46,7 @@ def test_a_failed_invocation_is_an_alarm(function: str, deployed: Deployed) -> N
     assert fires(alarm, [[errors({"no": "session"})]])
 
 
-def test_a_throttled_invocation_is_an_alarm(deployed: Deployed) -> None:
+def test_a_throttled_invocation_fires_the_alarm(deployed: Deployed) -> None:
     name = deployed.info["functions"]["track"]
     deployed.lambda_.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=0)
     try:

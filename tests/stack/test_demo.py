@@ -16,11 +16,11 @@ def demo(folder: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_the_story_happens_on_the_stack_that_runs(deployed: Deployed) -> None:
+def test_the_story_happens_on_the_running_stack(deployed: Deployed) -> None:
     deployed.fault("busy")
-    told = demo(deployed.stack.folder)
-    assert told.returncode == 0, told
-    told_in_order = [
+    done = demo(deployed.stack.folder)
+    assert done.returncode == 0, done
+    in_order = [
         "uses the stack",
         "Elevate goes down",
         "answers 202",
@@ -30,7 +30,7 @@ def test_the_story_happens_on_the_stack_that_runs(deployed: Deployed) -> None:
         "204",
         "delivered exactly once",
     ]
-    places = [told.stdout.find(words) for words in told_in_order]
+    places = [done.stdout.find(words) for words in in_order]
     assert -1 not in places
     assert places == sorted(places)
     # It leaves Elevate as it was.
@@ -38,10 +38,10 @@ def test_the_story_happens_on_the_stack_that_runs(deployed: Deployed) -> None:
         assert service.fault() == {"kind": "busy"}
 
 
-def test_a_story_that_goes_another_way_fails(deployed: Deployed, tmp_path: Path) -> None:
+def test_a_story_that_goes_wrong_fails(deployed: Deployed, tmp_path: Path) -> None:
     # Given a stack whose API refuses the call
     (tmp_path / "stack.json").write_text(json.dumps(deployed.info | {"apiKey": "wrong"}))
-    told = demo(tmp_path)
-    assert told.returncode == 1
-    assert "answers 403" in told.stdout
-    assert "went wrong: 202 was expected" in told.stderr
+    done = demo(tmp_path)
+    assert done.returncode == 1
+    assert "answers 403" in done.stdout
+    assert "went wrong: 202 was expected" in done.stderr

@@ -29,7 +29,7 @@ make() {
 }
 """
 
-# Stands for the AWS CLI: it knows botocore's operations and parameters, and no others.
+# Stands in for the AWS CLI: it knows botocore's operations and parameters, and no others.
 _AWS = f"""#!{sys.executable}
 import json, sys
 from pathlib import Path
@@ -79,7 +79,7 @@ RUN = [
 
 @pytest.fixture
 def environment(deployed: Deployed, tmp_path: Path) -> dict[str, str]:
-    """Return what a reader has set; a copy of the repository is where its lines are pasted."""
+    """Return the variables a reader has set; make a copy of the repository to paste lines in."""
     for path in ROOT.iterdir():
         (tmp_path / path.name).symlink_to(path)
     programs = tmp_path / "programs"
@@ -131,16 +131,16 @@ def paste(block: str, environment: dict[str, str], folder: Path) -> str:
 def test_a_block_runs_as_pasted(
     block: str, deployed: Deployed, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    # Given a dead-letter message, which some of them are about
+    # Given a dead-letter message, which some of the blocks are about
     session = new_session()
     event = {"detail-type": "Session Ended", "id": "an event", "detail": session}
     arn = f"arn:aws:lambda:eu-west-1:000000000000:function:{deployed.info['functions']['end']}:1"
-    letter = {"requestContext": {"functionArn": arn}, "requestPayload": event}
+    message = {"requestContext": {"functionArn": arn}, "requestPayload": event}
     sqs, queue = deployed.stack.client("sqs"), environment["FAILED_EVENTS_URL"]
-    sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(letter))
+    sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(message))
     try:
         paste(block, environment, tmp_path)
-        # Then what sends it once more has done so.
+        # Then a block that sends it again has done so.
         if "redrive" in block or "receive-message" in block:
             wait_for(lambda: deployed.received(session))
     finally:
@@ -156,7 +156,7 @@ def test_the_readmes_calls_answer_what_it_says(
     assert '"state": "ended"' in shown
 
 
-def test_every_shell_block_is_one_that_is_found() -> None:
+def test_no_shell_block_is_overlooked() -> None:
     for document in DOCUMENTS:
         text = (ROOT / document).read_text()
         fences = re.findall(r"^ *```(?:sh|bash|shell|console)\b", text, re.MULTILINE)

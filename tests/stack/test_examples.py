@@ -1,4 +1,4 @@
-"""The code of examples/, run against the deployed stack as a shop would run it."""
+"""The code in examples/, run against the deployed stack as a shop would run it."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_what_is_refused_is_logged_and_says_why(deployed: Deployed, client: Clie
 
 # -- a visitor's browser -----------------------------------------------------------------------
 
-# What a browser has and Node has not; then the page's steps, and the keys after each.
+# What a browser has and Node does not; then the page's steps, and the keys after each.
 _PAGE = """
 import { json } from "node:stream/consumers";
 const [folder, shop] = process.argv.slice(1), { stored, steps } = await json(process.stdin);
@@ -84,7 +84,7 @@ def shop(deployed: Deployed) -> Iterator[str]:
     """Run the shop's backend."""
     need("node")
     if not (EXAMPLES / "node_modules").exists():
-        pytest.skip("Elevate's own client is not here: npm ci --prefix examples")
+        pytest.skip("Elevate's own client is not installed: npm ci --prefix examples")
     settings = {"URL": deployed.info["apiUrl"], "KEY": deployed.info["apiKey"], "PORT": "0"}
     command = ["node", str(EXAMPLES / "shop.mjs")]
     environment = os.environ | settings
@@ -121,9 +121,9 @@ def test_a_browser_with_elevates_own_client(deployed: Deployed) -> None:
     assert received["query"]["esales.customerKey"] == customer
     assert not set(next_visitor.values()) & {*first.values(), customer}
 
-    # When a page still has the keys of before
+    # When a page still has the old keys
     answers, (renewed,) = browse(deployed, ["track"], stored=signed_in)
-    # Then it is told so, renews them, and the visitor is tracked under the new ones.
+    # Then it gets a 409, renews them, and the visitor is tracked under the new ones.
     assert answers == [409, 204]
     assert not set(renewed.values()) & {*first.values(), customer}
     assert deployed.state(renewed | {"market": "UK"})["state"] == "open"
@@ -148,7 +148,7 @@ def test_the_shop_passes_on_nothing_else(
 
 # -- events ------------------------------------------------------------------------------------
 
-# Stands for the AWS CLI: takes the same command line, and says to the bus what it says.
+# Stands in for the AWS CLI: takes the same command line, and puts the same events on the bus.
 _AWS = f"""#!{sys.executable}
 import json, sys
 import boto3

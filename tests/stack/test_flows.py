@@ -38,7 +38,7 @@ def test_an_end_reaches_elevate_as_documented_and_once(deployed: Deployed) -> No
 
 
 def test_elevates_own_routes_deliver_what_was_meant_for_elevate(deployed: Deployed) -> None:
-    """The request that Elevate documents, market encoded, at the path it has below our stage."""
+    """The request that Elevate documents, market encoded, at its path under our stage."""
     for path, prefix in (("/v2", "esales."), ("/storefront/v3", "")):
         session = new_session("Sverige & Norge/ü")
         query = urlencode({prefix + name: value for name, value in session.items()})
@@ -70,14 +70,14 @@ def test_an_end_that_elevate_cannot_take_is_kept_and_delivered_later(deployed: D
     assert [n["status"] for n in deployed.received(session)] == [503, 204]
 
 
-def test_a_rejected_end_is_told_and_can_be_retried(deployed: Deployed) -> None:
+def test_a_rejected_end_is_reported_and_can_be_retried(deployed: Deployed) -> None:
     session = new_session("SE")
     deployed.fault("reject")
     answer = deployed.end(session)
     assert (answer.status, answer.json["elevateStatus"]) == (422, 400)
     assert answer.headers["Content-Type"] == "application/problem+json"
-    # On a machine with much to do the emulator may be too slow for the outcome to be written; then
-    # the session is due again after its lease.
+    # On a busy machine the emulator may be too slow for the outcome to be written; then the session
+    # is due again after its lease.
     wait_for(lambda: deployed.state(session)["state"] == "rejected", 180)
     deployed.fault("none")
     assert deployed.operate_json("retry-rejected", "--market", "SE")["retried"] > 0
@@ -151,13 +151,13 @@ def test_an_event_tracks_a_session(deployed: Deployed) -> None:
     assert deployed.state(session)["state"] == "open"
 
 
-# -- what is bad -------------------------------------------------------------------------------
+# -- bad input --------------------------------------------------------------------------------
 
 GOOD = new_session()
 KEY = GOOD["sessionKey"]
 BAD: dict[str, tuple[dict[str, Any], int, str]] = {
-    "no JSON": ({"raw": b"{"}, 400, "body"),
-    "no object": ({"body": [GOOD]}, 400, "body"),
+    "not JSON": ({"raw": b"{"}, 400, "body"),
+    "not an object": ({"body": [GOOD]}, 400, "body"),
     "empty": ({"raw": b""}, 400, "body"),
     "NaN": ({"raw": b'{"market": NaN}'}, 400, "body"),
     "a name twice": ({"raw": b'{"market": "UK", "market": "SE"}'}, 400, "body"),
@@ -204,7 +204,7 @@ def test_a_bad_path_query_and_activity_are_refused(deployed: Deployed) -> None:
     assert deployed.call("GET", f"/sessions/{key}?market=UK&market=SE").status == 400
 
 
-def test_strangers_get_nothing(deployed: Deployed) -> None:
+def test_callers_without_a_valid_key_get_nothing(deployed: Deployed) -> None:
     session = new_session()
     for headers in ({"x-api-key": ""}, {"x-api-key": "guess"}):
         answer = deployed.call("POST", "/sessions/end", session, headers=headers)
@@ -221,7 +221,7 @@ def test_an_event_of_an_unknown_kind_does_not_vanish(deployed: Deployed) -> None
         ]
     )
     assert deployed.received(session) == []
-    # The kinds that there are do not come this way.
+    # The known kinds do not end up here.
     deployed.put_event("Session Ended", session)
     wait_for(lambda: deployed.received(session))
     assert {line["detail_type"] for line in deployed.log_lines("unknown event")} == {kind}

@@ -20,21 +20,21 @@ def dead_letter_messages(deployed: Deployed) -> dict[str, int]:
     return found
 
 
-def test_an_event_that_a_function_fails_becomes_a_dead_letter_and_can_be_redriven(
+def test_an_event_that_fails_becomes_a_dead_letter_and_can_be_redriven(
     deployed: Deployed,
 ) -> None:
     good, bad = new_session(), new_session("Atlantis")
     event = {"detail-type": "Session Ended", "id": "e", "detail": {"sessions": [good, bad]}}
     deployed.invoke("end", event)
     wait_for(lambda: dead_letter_messages(deployed)["failed events"] == 1, 30)
-    assert len(deployed.received(good)) == 1, "what was valid in it is done, and once"
+    assert len(deployed.received(good)) == 1, "what was valid in it is processed, once"
 
-    # Invalid still, it comes back rather than vanish.
+    # Still invalid, it comes back rather than vanishing.
     assert deployed.operate_json("redrive") == {"redriven": {"failed events": 1}, "unreadable": {}}
     assert dead_letter_messages(deployed)["failed events"] == 0
     wait_for(lambda: dead_letter_messages(deployed)["failed events"] == 1, 30)
 
-    # Once it is fixed, as a deploy with the market would, it is done and gone.
+    # Once it is fixed, as deploying with the market would do, it is processed and gone.
     sqs, queue = deployed.stack.client("sqs"), queue_url(deployed, "FailedEventsUrl")
     (message,) = sqs.receive_message(QueueUrl=queue)["Messages"]
     body = json.loads(message["Body"])
@@ -59,15 +59,15 @@ def test_what_the_bus_or_the_schedule_could_not_deliver_can_be_redriven(deployed
     wait_for(lambda: deployed.received(session))
 
 
-def test_a_letter_that_is_no_event_does_not_stop_the_others(deployed: Deployed) -> None:
+def test_a_dead_letter_that_is_not_an_event_does_not_stop_the_others(deployed: Deployed) -> None:
     session = new_session()
     sqs, queue = deployed.stack.client("sqs"), queue_url(deployed, "UndeliveredEventsUrl")
-    for letter in ("not JSON", json.dumps([]), json.dumps({"detail": {}})):
-        sqs.send_message(QueueUrl=queue, MessageBody=letter)
+    for message in ("not JSON", json.dumps([]), json.dumps({"detail": {}})):
+        sqs.send_message(QueueUrl=queue, MessageBody=message)
     elsewhere = {"functionArn": f"arn:aws:lambda:{REGION}:000000000000:function:of-another:1"}
-    letter = json.dumps({"requestContext": elsewhere, "requestPayload": {}})
+    message = json.dumps({"requestContext": elsewhere, "requestPayload": {}})
     failed = queue_url(deployed, "FailedEventsUrl")
-    sqs.send_message(QueueUrl=failed, MessageBody=letter)
+    sqs.send_message(QueueUrl=failed, MessageBody=message)
     event = {"detail-type": "Session Ended", "id": "e", "detail": session}
     sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(event))
     code, output = deployed.operate("redrive", "--json")
@@ -76,7 +76,7 @@ def test_a_letter_that_is_no_event_does_not_stop_the_others(deployed: Deployed) 
     assert '"redriven": {"undelivered events": 1}' in output
     wait_for(lambda: deployed.received(session))
     left = dead_letter_messages(deployed)
-    assert (left["failed events"], left["undelivered events"]) == (1, 3), "they are seen again"
+    assert (left["failed events"], left["undelivered events"]) == (1, 3), "they are visible again"
     for url in (queue, failed):
         sqs.purge_queue(QueueUrl=url)
 
@@ -155,7 +155,7 @@ def test_the_operator_can_follow_the_logs(deployed: Deployed) -> None:
             assert tail.stdout
 
             def make_noise(done: threading.Event) -> None:
-                # Whatever is written before it follows is not shown.
+                # Lines written before it starts to follow are not shown.
                 while not done.wait(0.5):
                     deployed.call("POST", "/sessions/end", session | {"market": "Atlantis"})
 
@@ -188,7 +188,7 @@ def test_the_operator_sweeps_and_retries(deployed: Deployed) -> None:
 
 
 def test_a_stack_in_aws_is_operated_by_its_name(deployed: Deployed) -> None:
-    """The emulator in AWS's place, but reached as AWS is: by name, credentials and region."""
+    """The emulator stands in for AWS, but is reached as AWS is: by name, credentials and region."""
     aws = {
         "AWS_ENDPOINT_URL": deployed.info["awsEndpointUrl"],
         "AWS_ACCESS_KEY_ID": "test",
@@ -199,9 +199,9 @@ def test_a_stack_in_aws_is_operated_by_its_name(deployed: Deployed) -> None:
     named = ("--stack", deployed.info["stackName"], "--json")
     session = new_session()
     deployed.end(session)
-    letter = {"detail-type": "Session Ended", "id": "e", "detail": (undelivered := new_session())}
+    message = {"detail-type": "Session Ended", "id": "e", "detail": (undelivered := new_session())}
     queue = queue_url(deployed, "UndeliveredEventsUrl")
-    deployed.stack.client("sqs").send_message(QueueUrl=queue, MessageBody=json.dumps(letter))
+    deployed.stack.client("sqs").send_message(QueueUrl=queue, MessageBody=json.dumps(message))
     for command in ("status", "sweep", "redrive"):
         code, output = deployed.operate(command, *named, **aws)
         assert (code, output[:1]) == (0, "{"), output
@@ -252,6 +252,6 @@ def test_clear_errors_when_there_is_nothing_to_operate(
     assert time.monotonic() - started < 10
 
 
-def test_a_session_that_nobody_knows(deployed: Deployed) -> None:
+def test_an_unknown_session_is_an_error(deployed: Deployed) -> None:
     code, text = deployed.operate("session", "nobody")
     assert (code, "neither in the registry nor in the logs" in text) == (1, True)

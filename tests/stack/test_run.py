@@ -1,4 +1,4 @@
-"""`make run`, as started and stopped by somebody."""
+"""`make run`, as a user starts and stops it."""
 
 import json
 import os
@@ -41,7 +41,7 @@ class Run:
         return self._log.read_text()
 
     def processes(self) -> list[int]:
-        """Return the processes that lead all that it has started."""
+        """Return the leaders of the process groups that it has started."""
         file = self.folder / "processes.json"
         try:
             return list(json.loads(file.read_text()))
@@ -49,7 +49,7 @@ class Run:
             return []
 
     def says(self, text: str) -> bool:
-        """Return whether it has said that; fail when it never will."""
+        """Return whether it has printed a text; fail if it never will."""
         if text in self.output:
             return True
         assert self.process.poll() is None, self.output
@@ -107,7 +107,7 @@ def test_run_shows_how_to_call_it_and_leaves_nothing_behind(tmp_path: Path) -> N
         # what the functions log is shown,
         wait_for(lambda: second.says("outcome=delivered"))
         wait_for(lambda: second.says("result=tracked"))
-        # and others find the stack by its file.
+        # and other tools find the stack through its file.
         info = json.loads((second.folder / "stack.json").read_text())
         assert set(info) == {
             *("apiUrl", "apiKey", "elevateUrl", "awsEndpointUrl", "region", "stackName"),
@@ -123,7 +123,7 @@ def test_run_shows_how_to_call_it_and_leaves_nothing_behind(tmp_path: Path) -> N
         assert info["apiUrl"] in second.output
         assert info["apiKey"] in second.output
 
-        # When a third is started beside it
+        # When a third is started alongside it
         with run(tmp_path / "third") as third:
             # Then that one says why it cannot be.
             assert third.process.wait(30) == 1
@@ -135,7 +135,7 @@ def test_run_shows_how_to_call_it_and_leaves_nothing_behind(tmp_path: Path) -> N
         assert len(groups) == 2
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
             second.process.send_signal(number)
-        # Then all has gone but logs and caches.
+        # Then everything is gone but logs and caches.
         assert second.process.wait(20) == 0
         wait_for(lambda: not any(is_running(group) for group in groups))
         urls = [info[name] for name in ("awsEndpointUrl", "elevateUrl", "playgroundUrl")]
@@ -185,7 +185,7 @@ def curl(line: str) -> tuple[int, str]:
     """Run a line as pasted; return the status and the rest of the answer."""
     # These tests are about README's own lines; what the calls do is tested without curl.
     if shutil.which("curl") is None:
-        pytest.skip("no curl here")
+        pytest.skip("curl is not installed")
     shown = subprocess.run(
         ["/bin/sh", "-c", line], capture_output=True, text=True, check=True
     ).stdout

@@ -14,7 +14,7 @@ BROKEN = ["the schedule is on and sweeps run", "the alarms are there and silent"
 
 
 def smoke(deployed: Deployed, *options: str) -> tuple[int, dict[str, dict[str, Any]], str]:
-    """Run it; return its exit status, what each check saw, and what it said of errors."""
+    """Run it; return its exit status, what each check saw, and its error output."""
     folder = str(deployed.stack.folder.relative_to(ROOT))
     done = subprocess.run(
         [sys.executable, "-m", "ops.smoke", "--folder", folder, "--json", *options],
@@ -62,8 +62,8 @@ def test_what_is_broken_is_named(deployed: Deployed) -> None:
     assert alarm in checks[BROKEN[1]]["seen"]
 
 
-def test_a_market_that_elevate_does_not_know_is_told(deployed: Deployed) -> None:
+def test_a_market_that_elevate_does_not_know_is_reported(deployed: Deployed) -> None:
     code, checks, _ = smoke(deployed, "--market", "Atlantis")
     assert code == 1
-    told = checks["a call ends a session and is logged without keys"]["seen"]
-    assert told == "AssertionError: 400, not 204 or 202"
+    seen = checks["a call ends a session and is logged without keys"]["seen"]
+    assert seen == "AssertionError: 400, not 204 or 202"
