@@ -115,7 +115,7 @@ def preflight(event: dict[str, Any]) -> Answer:
 
 
 def unavailable(detail: str, retry_after: int = RETRY_AFTER_SECONDS) -> Problem:
-    """Return the problem of a call that must be made again, after so many seconds."""
+    """Return the problem of a call that must be made again after `retry_after` seconds."""
     headers = {"Retry-After": str(retry_after)}
     return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", detail, headers=headers)
 

@@ -21,7 +21,7 @@ from typing import Any
 from urllib3 import HTTPConnectionPool, connection_from_url
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-# A pooled connection that fails within so many seconds had been dead before.
+# A pooled connection that fails within this time (seconds) had been dead before.
 AT_ONCE = 1.0
 
 
