@@ -1,9 +1,9 @@
-"""`make verify`: drive sessions through the deployed stack while things break, then ask for each.
+"""`make verify`: drive sessions through the deployed stack while things break, then check each.
 
 Sessions come over the API, as events and as tracked sessions that go quiet, while Elevate's faults
 come and go, function processes are killed and the stack is deployed again with other settings. Then
 everything is repaired, and when the registry has nothing left to do, the simulated Elevate is
-asked for every session that was accepted.
+asked about every session that was accepted.
 
     lost        accepted, but neither delivered nor rejected nor expired: must be 0
     sent twice  delivered more than once, although Elevate's first answer arrived: only a function
@@ -11,7 +11,7 @@ asked for every session that was accepted.
                 what can be in flight in the processes that were killed
 
 A seed fixes the order of the calls, Elevate's flaky answers and the process that each kill picks.
-How threads and processes interleave is the machine's.
+How threads and processes interleave is up to the machine.
 """
 
 import argparse
@@ -67,10 +67,10 @@ FAULTS: tuple[dict[str, Any], ...] = (
 )
 
 
-# A fault lasts this long; a run lasts for all of them at least.
+# Each fault lasts this long; a run lasts at least as long as all of them together.
 _FAULT_SECONDS = 1.5
 _KILL_SECONDS = 2
-# A call without an answer for so long does not count as accepted.
+# A call that gets no answer for this long does not count as accepted.
 _PATIENCE_SECONDS = 120
 _LEAST_SECONDS = _FAULT_SECONDS * len(FAULTS)
 
@@ -104,7 +104,9 @@ class Verification:
         for thread in breaking:
             thread.join()
         self._fault({"kind": "none"})
-        self._say(f"{len(self._accepted)} sessions accepted in {driven:.0f} s; all is repaired …")
+        self._say(
+            f"{len(self._accepted)} sessions accepted in {driven:.0f} s; everything is repaired …"
+        )
         drained = self._drain()
         return self._count_all() | {"drivenSeconds": round(driven), "drainSeconds": round(drained)}
 
@@ -141,7 +143,7 @@ class Verification:
         session = _session()
         body = {name: value for name, value in session.items() if name != "sessionKey"}
         path = f"/sessions/{session['sessionKey']}"
-        # 409: it was ended already by a sweep that found it quiet; it had been accepted before.
+        # 409: a sweep found it quiet and ended it, so an earlier call was accepted.
         self._until_taken("PUT", path, body, {204, 409}, session)
 
     def _until_taken(
@@ -152,7 +154,7 @@ class Verification:
         taken: set[int],
         session: dict[str, str],
     ) -> None:
-        """Call as a backend would: try again on 503, and when there is no answer."""
+        """Call as a backend would: try again on 503 or when there is no answer."""
         patience = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < patience:
             if self._call(method, path, body) in taken:
@@ -212,14 +214,14 @@ class Verification:
                     self._kills += 1
 
     def _redeploy(self) -> None:
-        """Change settings in the middle of everything."""
+        """Change settings in the middle of the run."""
         if not self._over.wait(_LEAST_SECONDS / 3):
             self._stack.deploy(SETTINGS | {"SweepShards": "3", "SweepConcurrency": "4"})
 
     def _workers(self) -> list[int]:
         """Return the processes of Lambda functions, which are MiniStack's children."""
         shown = subprocess.run(
-            ["ps", "-ww", "-A", "-o", "pid=,pgid=,command="],  # noqa: S607 - wherever the system has it
+            ["ps", "-ww", "-A", "-o", "pid=,pgid=,command="],  # noqa: S607 - found on the PATH
             capture_output=True,
             text=True,
             check=True,
@@ -237,7 +239,7 @@ class Verification:
     # -- counting --------------------------------------------------------------------------
 
     def _drain(self) -> float:
-        """Wait until nothing is left to do; return the seconds since everything was well."""
+        """Wait until nothing is left to do; return how many seconds that took."""
         started = time.monotonic()
         target = Target(None, None, None, str(self._stack.folder.relative_to(ROOT)))
         while time.monotonic() - started < DRAIN_SECONDS:
@@ -284,7 +286,7 @@ class Verification:
             if notification["status"] == 204:
                 key = notification["query"]["esales.sessionKey"]
                 delivered[key] += 1
-                # Elevate took it, but its answer was reset or came too late to be heard.
+                # Elevate took it, but its answer was lost to a reset or came too late.
                 unheard[key] += notification.get("fault") in ("reset", "slow")
         states = {item["sessionKey"]["S"]: item["state"]["S"] for item in self._rows()}
         ended = {key for key, state in states.items() if state in ("rejected", "expired")}
@@ -316,7 +318,7 @@ def verify(folder: str, sessions: int, seed: int, say: Callable[[str], None]) ->
 
 
 def passed(table: dict[str, Any]) -> bool:
-    """Return whether a verification's table is as it must be."""
+    """Return whether a verification's table shows that it passed."""
     return bool(
         table["lost"] == table["notDrained"] == 0
         and table["accepted"] > 0

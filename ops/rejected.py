@@ -9,12 +9,12 @@ from botocore.exceptions import ClientError
 from sessions.session import MAX_SHARDS
 from sessions.statements import parked
 
-# So long (seconds) are they spread over: the next sweep shall not meet them all at once.
+# They are spread over this many seconds, so that the next sweep does not get them all at once.
 SPREAD = 60
 
 
 def rejected(dynamodb: Any, table: str, market: str | None = None) -> Iterator[dict[str, Any]]:
-    """Return the rejected sessions of a market, or of all, as the index has them."""
+    """Return the rejected sessions of a market, or of all, as the index holds them."""
     for shard in range(MAX_SHARDS):
         start: dict[str, Any] | None = {}
         while start is not None:
@@ -32,9 +32,9 @@ def rejected(dynamodb: Any, table: str, market: str | None = None) -> Iterator[d
 def retry(dynamodb: Any, table: str, row: dict[str, Any], now: int) -> bool:
     """Make a rejected session due within a minute of `now` (epoch seconds).
 
-    Return False, and change nothing, if it was ended, tracked or made due by somebody else.
+    Return False, and change nothing, if something else has ended, tracked or retried it since.
     """
-    due_at = now + random.randint(0, SPREAD)  # noqa: S311 - no secret
+    due_at = now + random.randint(0, SPREAD)  # noqa: S311 - not a secret
     try:
         dynamodb.update_item(
             TableName=table,
@@ -46,7 +46,7 @@ def retry(dynamodb: Any, table: str, row: dict[str, Any], now: int) -> bool:
             ExpressionAttributeValues={
                 ":retrying": {"S": "retrying"},
                 ":due": {"N": str(due_at)},
-                # The way there is the way back.
+                # `parked` is its own inverse: this is the shard again.
                 ":shard": {"N": str(parked(int(row["sweepShard"]["N"])))},
                 ":none": {"N": "0"},
                 ":parked": row["sweepShard"],

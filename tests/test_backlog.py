@@ -1,4 +1,4 @@
-"""Sweeps with more to do than one batch, one page or one invocation holds."""
+"""Sweeps with more to do than fits in one batch, one page or one invocation."""
 
 import time
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from sessions.sweeping import ALL_SHARDS
 
 
 @pytest.mark.parametrize("count", [60, 600])
-def test_expired_sessions_keep_no_others_waiting(
+def test_expired_sessions_do_not_delay_the_others(
     service: Service, clock: Clock, settings: Settings, elevate: FakeElevate, count: int
 ) -> None:
-    """After a long outage the oldest have expired, and the living ones come behind them."""
+    """After a long outage the oldest have expired, and those still to be sent come after them."""
     tracked(service, clock, count)
     clock.turn(settings.session_limit + settings.slack)
     tracked(service, clock, 5)
@@ -28,10 +28,10 @@ def test_expired_sessions_keep_no_others_waiting(
     assert (report.counts["expired"], report.counts["delivered"]) == (count, 5)
 
 
-def test_reading_ends_when_the_time_does(
+def test_reading_stops_when_time_runs_out(
     service: Service, clock: Clock, elevate: FakeElevate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Elevate is down for the only market: the backlog is not read beyond the invocation's end."""
+    """Elevate is down for the only market: reading the backlog stops in time."""
     elevate.statuses = [503]
     tracked(service, clock, 40)
     clock.turn(IDLE)
@@ -42,17 +42,17 @@ def test_reading_ends_when_the_time_does(
         nonlocal pages
         pages += 1
         if pages > 2000:
-            raise AssertionError("read on after its time")
+            raise AssertionError("kept reading after its time was up")
         time.sleep(0.01)
         return Page(rows * 10, 0, {"at": pages} if shard == 0 else None)
 
     monkeypatch.setattr(Registry, "due", endless)
     started = time.monotonic()
-    service.sweeper.sweep([0], started + 20 + 1)  # the settings' last call is 20 s before
+    service.sweeper.sweep([0], started + 20 + 1)  # the last call starts 20 s before the end
     assert time.monotonic() - started < 4
 
 
-def test_a_real_sweep_of_one_market_goes_to_the_end(
+def test_a_real_sweep_of_one_large_market_is_completed(
     service: Service, clock: Clock, dynamodb: Any, settings: Settings
 ) -> None:
     put_due(dynamodb, settings, clock, 2500)
@@ -81,10 +81,10 @@ def put_due(dynamodb: Any, settings: Settings, clock: Clock, count: int, **more:
         dynamodb.batch_write_item(RequestItems={settings.table_name: requests})
 
 
-def test_what_was_read_ahead_is_named_as_left(
+def test_sessions_that_were_read_ahead_are_reported_as_left(
     settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
-    """Out of time in the middle: all rows have been read, most of them wait."""
+    """Time runs out in the middle: all rows have been read, but most still wait."""
     service = make(replace(settings, concurrency=1, connect_timeout=0.1, read_timeout=0.3))
     sessions = tracked(service, clock, 60)
     clock.turn(IDLE)

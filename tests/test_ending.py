@@ -1,4 +1,4 @@
-"""Claim → notify → settle, with a real registry and an Elevate that answers as told."""
+"""Claim → notify → settle, with a real registry and an Elevate whose answers the test sets."""
 
 import json
 import socket
@@ -31,7 +31,7 @@ def test_an_end_is_delivered_once_however_often_it_is_asked_for(
     assert elevate.keys() == [session.session_key]
 
 
-def test_an_unavailable_elevate_means_kept_and_the_sweep_delivers(
+def test_if_elevate_is_unavailable_the_end_is_kept_and_the_sweep_delivers_it(
     service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
 ) -> None:
     elevate.statuses = [503, 204]
@@ -43,10 +43,10 @@ def test_an_unavailable_elevate_means_kept_and_the_sweep_delivers(
     assert state(service, session) == "ended"
 
 
-def test_what_was_not_sent_is_no_attempt(
+def test_what_was_not_sent_does_not_count_as_an_attempt(
     settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
-    """Attempts decide how long the next one has to wait."""
+    """The number of attempts decides how long the next one has to wait."""
     service = make(replace(settings, read_timeout=0.05))
     elevate.markets = {"UK": (204, 0.3)}
     sessions = [new_session() for _ in range(TIMEOUTS + 1)]
@@ -55,7 +55,7 @@ def test_what_was_not_sent_is_no_attempt(
     assert attempts == [1] * TIMEOUTS + [0]
 
 
-def test_a_rejection_is_told_with_its_status_and_may_be_asked_for_again(
+def test_a_rejection_is_reported_with_its_status_and_the_end_can_be_retried(
     service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
     elevate.statuses = [400, 204]
@@ -65,7 +65,7 @@ def test_a_rejection_is_told_with_its_status_and_may_be_asked_for_again(
     assert end(service, session, clock).result == "delivered"
 
 
-def test_a_late_event_of_a_session_that_is_long_over_sends_nothing(
+def test_a_late_event_for_a_session_that_is_long_over_sends_nothing(
     service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
 ) -> None:
     long_ago = int(clock.now) - settings.session_limit - settings.slack
@@ -82,7 +82,7 @@ def test_many_ends_at_once(service: Service, clock: Clock, elevate: FakeElevate)
     assert sorted(elevate.keys()) == sorted(s.session_key for s, _ in sessions)
 
 
-def test_ends_for_which_there_is_no_time_are_kept_for_the_sweep(
+def test_ends_that_run_out_of_time_are_kept_for_the_sweep(
     service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
     sessions = [(new_session(), int(clock.now)) for _ in range(3)]
@@ -106,7 +106,7 @@ def without_registry(
 @pytest.mark.parametrize(
     ("status", "result"), [(204, "delivered"), (400, "rejected"), (503, "lost")]
 )
-def test_without_a_registry_elevate_is_notified_all_the_same(
+def test_without_a_registry_elevate_is_still_notified(
     without_registry: Service, clock: Clock, elevate: FakeElevate, status: int, result: str
 ) -> None:
     elevate.statuses = [status]
@@ -114,10 +114,10 @@ def test_without_a_registry_elevate_is_notified_all_the_same(
     assert len(elevate.received) == 1
 
 
-def test_without_a_registry_the_caller_is_told_when_to_come_again(
+def test_without_a_registry_the_caller_learns_when_to_try_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, clock: Clock, elevate: FakeElevate
 ) -> None:
-    """As Elevate wishes, or else after the time of a first retry."""
+    """After the time that Elevate asks for, or else that of a first retry."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
 
     def busy(connection: socket.socket, number: int) -> None:
@@ -131,11 +131,13 @@ def test_without_a_registry_the_caller_is_told_when_to_come_again(
     assert told == [77, settings.retry_base]
 
 
-def test_a_sweep_without_a_registry_says_so_and_does_not_raise(without_registry: Service) -> None:
+def test_a_sweep_without_a_registry_reports_it_and_does_not_raise(
+    without_registry: Service,
+) -> None:
     assert sweep(without_registry).stopped == "registry"
 
 
-# -- backoff and lines -------------------------------------------------------------------------
+# -- backoff and log lines ---------------------------------------------------------------------
 
 
 @given(st.integers(min_value=0, max_value=10_000))
@@ -144,16 +146,16 @@ def test_backoff_has_full_jitter_up_to_a_limit(attempts: int) -> None:
 
 
 @given(st.integers(min_value=0, max_value=BACKOFF_LIMIT))
-def test_backoff_honours_elevates_wish(retry_after: int) -> None:
+def test_backoff_honours_retry_after(retry_after: int) -> None:
     assert retry_after < backoff(30, 1, retry_after) <= retry_after + 30
 
 
-def test_those_whom_elevate_told_to_wait_do_not_all_come_back_at_once() -> None:
+def test_sessions_that_elevate_asked_to_wait_are_not_all_retried_at_once() -> None:
     assert {backoff(30, 1, 60) for _ in range(2000)} == set(range(61, 91))
     assert {backoff(30, 1) for _ in range(4000)} == set(range(1, 61))
 
 
-def test_each_notification_has_one_line_without_a_key(
+def test_each_notification_is_logged_in_one_line_without_keys(
     service: Service, clock: Clock, elevate: FakeElevate, log: Log
 ) -> None:
     elevate.statuses = [204, 400, 503]

@@ -1,4 +1,4 @@
-"""What another process does between two calls to DynamoDB, and what a call that fails leaves."""
+"""What others may do between two calls to DynamoDB, and what a failed call leaves behind."""
 
 import itertools
 import threading
@@ -21,7 +21,7 @@ from sessions.telemetry import Telemetry
 
 
 class Between:
-    """A DynamoDB client; `before` and `after` a call something else may happen, or an error."""
+    """A DynamoDB client with hooks `before` and `after` each call, which may act or raise."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -39,7 +39,7 @@ class Between:
 
 
 def second_call(act: Callable[[], object]) -> Callable[[str, dict[str, Any]], None]:
-    """Return what lets somebody act before a client's second call."""
+    """Return a hook that acts before a client's second call."""
     calls = itertools.count(1)
 
     def before(operation: str, arguments: dict[str, Any]) -> None:
@@ -67,7 +67,7 @@ def cannot_settle(operation: str, arguments: Any) -> None:
 
 
 @pytest.mark.parametrize("status", [503, 400])
-def test_an_end_that_is_neither_delivered_nor_written_down_is_not_called_kept(
+def test_an_end_that_is_neither_delivered_nor_recorded_is_not_reported_as_kept(
     shaky: Service,
     service: Service,
     between: Between,
@@ -90,7 +90,7 @@ def test_an_end_that_is_neither_delivered_nor_written_down_is_not_called_kept(
     assert result == "lost" or state(service, session) == "ended"
 
 
-def test_an_end_whose_settlement_is_throttled_is_not_called_kept(
+def test_an_end_whose_settlement_is_throttled_is_not_reported_as_kept(
     service: Service, clock: Clock, elevate: FakeElevate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elevate.statuses = [503]
@@ -109,10 +109,10 @@ def test_an_end_whose_settlement_is_throttled_is_not_called_kept(
     assert result == "lost" or state(service, session) == "ended"
 
 
-def test_two_signs_of_life_after_an_idle_end_are_both_welcome(
+def test_two_activities_at_once_after_an_idle_end_are_both_accepted(
     shaky: Service, service: Service, between: Between, clock: Clock, elevate: FakeElevate
 ) -> None:
-    """A visitor who comes back loads two pages at once: the second reopening finds it open."""
+    """A visitor comes back and loads two pages at once: the second finds the session reopened."""
     (session,) = tracked(service, clock, 1)
     clock.turn(IDLE)
     sweep(service)
@@ -122,10 +122,10 @@ def test_two_signs_of_life_after_an_idle_end_are_both_welcome(
     assert shaky.ending.track(activity) != "over"
 
 
-def test_a_reopening_whose_answer_was_lost_is_no_conflict(
+def test_a_reopening_whose_answer_was_lost_is_not_a_conflict(
     shaky: Service, service: Service, between: Between, dynamodb: Any, clock: Clock
 ) -> None:
-    """botocore makes the call again."""
+    """botocore repeats the call."""
     (session,) = tracked(service, clock, 1)
     clock.turn(IDLE)
     sweep(service)
@@ -139,10 +139,10 @@ def test_a_reopening_whose_answer_was_lost_is_no_conflict(
     assert shaky.ending.track(Activity(session, int(clock.now))) != "over"
 
 
-def test_a_sign_out_that_meets_the_settlement_of_an_idle_end_is_final(
+def test_a_sign_out_during_the_settlement_of_an_idle_end_is_final(
     shaky: Service, service: Service, between: Between, clock: Clock, elevate: FakeElevate
 ) -> None:
-    """The claim is refused, the other settles, and then the wish finds a session that is over."""
+    """Its claim is refused, the sweep settles, and then the sign-out finds the session over."""
     (session,) = tracked(service, clock, 1)
     clock.turn(IDLE)
     results: list[str] = []
@@ -173,10 +173,10 @@ def test_a_sign_out_that_meets_the_settlement_of_an_idle_end_is_final(
     assert service.ending.track(Activity(session, int(clock.now))) == "over"
 
 
-def test_activity_between_claim_and_settlement_that_is_heard_later_reopens(
+def test_activity_between_claim_and_settlement_that_arrives_later_reopens(
     service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
-    """An event takes a second; the others of the batch take some more before it is settled."""
+    """An event takes a second; the rest of the batch takes longer before the session is settled."""
     (session,) = tracked(service, clock, 1)
     clock.turn(IDLE)
     elevate.before_answer = lambda: clock.turn(10)
@@ -184,7 +184,7 @@ def test_activity_between_claim_and_settlement_that_is_heard_later_reopens(
     assert service.ending.track(Activity(session, int(clock.now) - 5)) == "reopened"
 
 
-def test_two_late_signs_of_life_count_both(
+def test_two_late_activities_both_count(
     shaky: Service, service: Service, between: Between, clock: Clock, item: Any
 ) -> None:
     (session,) = tracked(service, clock, 1)
@@ -198,10 +198,10 @@ def test_two_late_signs_of_life_count_both(
     assert int(item(session)["activeAt"]["N"]) == second.at
 
 
-def test_a_visitor_whose_sign_out_died_unsent_is_not_forgotten(
+def test_a_visitor_whose_sign_out_was_never_sent_is_not_forgotten(
     service: Service, clock: Clock, elevate: FakeElevate, item: Any, settings: Settings
 ) -> None:
-    """Nobody was told that the session is over; activity goes on under the same keys."""
+    """Nobody learned that the session was over; activity goes on under the same keys."""
     session = new_session()
     service.registry.claim(session, int(clock.now))  # and the function dies
     clock.turn(LEASE_SECONDS + MINUTE)

@@ -1,4 +1,4 @@
-"""Who is next in a sweep: rules about rows and counts, without a clock, a wire or a table."""
+"""Which sessions a sweep takes next: rules about rows and counts; no clock, network or table."""
 
 import heapq
 import itertools
@@ -26,12 +26,12 @@ def lanes_of(*some: Sequence[Row], threads: int = THREADS, most: int = MOST) -> 
 
 
 def mixed(count: int, *markets: str) -> list[Row]:
-    """Return so many rows of each market, the oldest of each first."""
+    """Return that many rows of each market, the oldest first."""
     return sorted((r for name in markets for r in rows(name, count)), key=lambda row: row.active_at)
 
 
 def taken(lanes: Lanes, batches: int = 0) -> list[list[Row]]:
-    """Return all batches that may go out now, after so many that are out already."""
+    """Return all batches that may go out now, given how many are already out."""
     found: list[list[Row]] = []
     while batch := lanes.next(batches + len(found)):
         found.append(batch)
@@ -56,8 +56,8 @@ def count(batches: Sequence[Sequence[Row]]) -> int:
 
 
 @pytest.mark.parametrize("through", ["delivered", "rejected"])
-def test_a_window_starts_small_and_doubles_while_all_gets_through(through: str) -> None:
-    """A rejection is an answer, too. A market has half a start while there may be another."""
+def test_a_window_starts_small_and_doubles_while_everything_gets_through(through: str) -> None:
+    """A rejection is an answer too. The first wave is half of START, in case of another market."""
     lanes = lanes_of(rows("UK", 2000), threads=30)
     waves = []
     for _ in range(6):
@@ -68,7 +68,7 @@ def test_a_window_starts_small_and_doubles_while_all_gets_through(through: str) 
     assert waves == [half, START + half, 2 * (START + half), 4 * (START + half), MOST, MOST]
 
 
-def test_a_window_grows_by_what_gets_through_as_it_gets_through() -> None:
+def test_a_window_grows_with_each_batch_that_gets_through() -> None:
     lanes = lanes_of(rows("UK", 1000))
     first, *others = taken(lanes)
     settle(lanes, [first], "delivered")
@@ -86,7 +86,7 @@ def test_a_window_falls_back_when_something_does_not_get_through(trouble: str) -
     assert count(taken(lanes)) == START
 
 
-def test_what_the_registry_did_not_let_claim_does_not_slow_elevate_down() -> None:
+def test_claims_that_failed_do_not_slow_down_the_calls_to_elevate() -> None:
     lanes = lanes_of(rows("UK", 1000))
     wave = taken(lanes)
     for batch in wave:
@@ -101,7 +101,7 @@ def test_what_the_registry_did_not_let_claim_does_not_slow_elevate_down() -> Non
     ("trouble", "silent"),
     [("retried", "elevate"), ("held_back", "elevate"), ("failed", "registry")],
 )
-def test_a_market_for_which_nothing_gets_through_is_given_up_after_one_window(
+def test_a_market_where_nothing_gets_through_is_given_up_on_after_one_window(
     trouble: str, silent: str
 ) -> None:
     lanes = lanes_of(rows("UK", 90))
@@ -111,7 +111,7 @@ def test_a_market_for_which_nothing_gets_through_is_given_up_after_one_window(
     assert taken(lanes) == []
 
 
-def test_a_market_is_given_up_only_when_nothing_of_it_is_in_flight() -> None:
+def test_a_market_is_given_up_on_only_when_none_of_its_sessions_is_in_flight() -> None:
     """The last batch may bring the first answer."""
     lanes = lanes_of(rows("UK", 1000))
     *others, last = taken(lanes)
@@ -123,7 +123,7 @@ def test_a_market_is_given_up_only_when_nothing_of_it_is_in_flight() -> None:
     assert taken(lanes)
 
 
-def test_one_answer_among_many_failures_is_an_answer() -> None:
+def test_one_answer_among_many_failures_keeps_a_market_going() -> None:
     lanes = lanes_of(rows("UK", 1000))
     for batch in taken(lanes):
         lanes.done(batch, Counter(delivered=1, rejected=1, retried=len(batch) - 2), 0.1)
@@ -131,14 +131,14 @@ def test_one_answer_among_many_failures_is_an_answer() -> None:
     assert taken(lanes)
 
 
-def test_a_market_that_is_in_part_held_back_is_silent() -> None:
+def test_a_market_with_only_failed_and_held_back_sessions_is_silent() -> None:
     lanes = lanes_of(rows("UK", 1000))
     for batch in taken(lanes):
         lanes.done(batch, Counter(retried=1, held_back=1, skipped=len(batch) - 2), 0.1)
     assert lanes.given_up == {"UK": "elevate"}
 
 
-def test_a_market_that_falls_silent_later_is_given_up_too() -> None:
+def test_a_market_that_falls_silent_later_is_given_up_on_too() -> None:
     lanes = lanes_of(rows("UK", 1000))
     settle(lanes, taken(lanes), "delivered")
     settle(lanes, taken(lanes), "retried")
@@ -154,7 +154,7 @@ def test_what_needs_no_notification_says_nothing_about_elevate(neither: str) -> 
 
 
 def test_the_first_notifications_are_shared_out_between_markets() -> None:
-    """One share is for those further back, while not all rows have been read."""
+    """Until all rows have been read, one share is reserved for markets further back."""
     lanes = lanes_of(mixed(1000, "UK", "SE"))
     shares = Counter(market(batch) for batch in taken(lanes) for _ in batch)
     assert shares == {name: START // 3 for name in ("UK", "SE")}
@@ -176,7 +176,7 @@ def test_each_of_many_markets_is_tried_once() -> None:
 
 
 @pytest.mark.parametrize("trouble", ["retried", "failed"])
-def test_an_outage_of_all_costs_no_more_than_an_outage_of_one(trouble: str) -> None:
+def test_an_outage_of_all_markets_costs_no_more_than_an_outage_of_one(trouble: str) -> None:
     lanes = lanes_of(*(rows(name, 1000) for name in ("UK", "SE", "NO")))
     sent = 0
     for _ in range(20):
@@ -186,7 +186,7 @@ def test_an_outage_of_all_costs_no_more_than_an_outage_of_one(trouble: str) -> N
     assert START - 3 < sent <= START
 
 
-def test_a_market_that_is_given_up_holds_up_no_other() -> None:
+def test_a_market_that_is_given_up_on_does_not_delay_the_others() -> None:
     lanes = lanes_of(rows("ill", 900), rows("well", 100))
     ended: list[Row] = []
     for _ in range(100):
@@ -198,14 +198,14 @@ def test_a_market_that_is_given_up_holds_up_no_other() -> None:
     assert lanes.given_up == {"ill": "elevate"}
 
 
-def test_sessions_of_a_given_up_market_that_are_read_later_are_left_where_they_are() -> None:
+def test_sessions_read_after_their_market_was_given_up_on_are_not_handed_over() -> None:
     ill, well = rows("ill", 3000, shard=1), rows("well", 10, shard=2)
     lanes = lanes_of(ill[:1000], well, ill[1000:])
     for _ in range(20):
         for batch in taken(lanes):
             settle(lanes, [batch], "retried" if market(batch) == "ill" else "delivered")
     assert taken(lanes) == []
-    assert lanes.left == set(), "nobody shall be handed what is not to be sent"
+    assert lanes.left == set(), "sessions that are not to be sent are not handed over"
 
 
 # -- fairness ----------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def test_markets_take_turns() -> None:
     assert sorted(turns[:3]) == ["NO", "SE", "UK"]
 
 
-def test_a_batch_is_of_one_market_and_in_order_of_the_due_time() -> None:
+def test_a_batch_holds_one_market_in_order_of_due_time() -> None:
     lanes = lanes_of(mixed(50, "UK", "SE"))
     seen: dict[str, list[int]] = {"UK": [], "SE": []}
     while wave := taken(lanes):
@@ -229,7 +229,7 @@ def test_a_batch_is_of_one_market_and_in_order_of_the_due_time() -> None:
     assert seen == {"UK": list(range(50)), "SE": list(range(50))}
 
 
-def test_a_slow_markets_batches_keep_no_thread_for_long() -> None:
+def test_a_slow_markets_batches_do_not_occupy_a_thread_for_long() -> None:
     lanes = lanes_of(rows("UK", 1000))
     wave = taken(lanes)
     for batch in wave:
@@ -237,15 +237,15 @@ def test_a_slow_markets_batches_keep_no_thread_for_long() -> None:
     assert {len(batch) for batch in taken(lanes)} == {int(BATCH_SECONDS / 0.5)}
 
 
-def test_a_thread_has_one_batch_to_go_on_with() -> None:
-    """Who comes next need not wait for many that are slow."""
+def test_at_most_one_more_batch_is_queued_for_each_thread() -> None:
+    """So the next market need not wait behind many slow batches."""
     lanes = lanes_of(rows("UK", 1000), most=1000)
     for _ in range(5):
         settle(lanes, taken(lanes), "delivered", 100)
     assert [len(batch) for batch in taken(lanes)] == [1] * 2 * THREADS
 
 
-def test_a_very_slow_market_goes_on_one_by_one() -> None:
+def test_a_very_slow_market_is_taken_one_session_at_a_time() -> None:
     lanes = lanes_of(rows("UK", 1000))
     wave = taken(lanes)
     for batch in wave:
@@ -254,7 +254,7 @@ def test_a_very_slow_market_goes_on_one_by_one() -> None:
 
 
 def finished(lanes: Lanes, threads: int, seconds: dict[str, float]) -> dict[str, float]:
-    """Return when the last of each market is done, if one of them takes so many seconds."""
+    """Return when each market is done, given the seconds that one of its sessions takes."""
     free, flying, now = [0.0] * threads, list[tuple[float, int, float, list[Row]]](), 0.0
     order = itertools.count()
     ends: dict[str, float] = {}
@@ -273,7 +273,7 @@ def finished(lanes: Lanes, threads: int, seconds: dict[str, float]) -> dict[str,
 
 @pytest.mark.parametrize("older", [300, 600, 3000])
 def test_a_market_that_answers_slowly_lets_others_take_turns(older: int) -> None:
-    """A sweep has 50 seconds; the older sessions alone would keep all threads longer than that."""
+    """A sweep has 50 seconds; 3,000 older sessions alone would keep all threads busy for longer."""
     several = [rows(name, 300) for name in ("quick", "as quick")]
     lanes = lanes_of(rows("slow", older), *several, threads=16, most=800)
     ends = finished(lanes, 16, {"slow": 1.0, "quick": 0.01, "as quick": 0.01})
@@ -287,7 +287,7 @@ def test_a_market_that_is_nearly_too_slow_lets_others_take_turns() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 16, 128])
-def test_all_of_a_quick_market_is_taken_up_however_much_it_is(threads: int) -> None:
+def test_a_quick_market_is_swept_completely_however_many_sessions_it_has(threads: int) -> None:
     lanes = lanes_of(rows("UK", 20_000), threads=threads, most=2 * BATCH * threads)
     ended = 0
     while wave := taken(lanes):
@@ -309,10 +309,10 @@ def test_what_needs_no_notification_does_not_use_up_a_sweep(neutral: str) -> Non
 
 
 @pytest.mark.parametrize("trouble", [("delivered", 0.2), ("retried", 0.01)])
-def test_others_are_found_behind_the_many_of_a_market_that_is_slow_or_silent(
+def test_other_markets_are_found_behind_a_large_one_that_is_slow_or_silent(
     trouble: tuple[str, float],
 ) -> None:
-    """What is left for the next sweep is told by its shard."""
+    """Sessions left for the next sweep are reported by their shard."""
     came_to, seconds = trouble
     many, behind = rows("ill", THREADS * AHEAD + 2 * START), rows("well", 5, shard=2)
     lanes = lanes_of(many, rows("ill", 9, shard=1), behind)
@@ -331,22 +331,22 @@ def test_a_window_is_spread_over_all_threads() -> None:
     assert [len(batch) for batch in wave] == [7, 7, 7, 4]
 
 
-def test_a_wide_window_goes_out_in_dynamodbs_full_batches() -> None:
+def test_a_wide_window_goes_out_in_full_dynamodb_batches() -> None:
     lanes = lanes_of(rows("UK", 2000))
     for _ in range(4):
         settle(lanes, taken(lanes), "delivered")
     assert [len(batch) for batch in taken(lanes)] == [BATCH] * (MOST // BATCH)
 
 
-def test_a_full_batch_is_waited_for_while_all_threads_are_at_work() -> None:
-    """Rather than many small calls to DynamoDB."""
+def test_a_batch_is_held_until_it_is_full_while_all_threads_are_busy() -> None:
+    """This saves many small calls to DynamoDB."""
     lanes = lanes_of(rows("UK", 1000))
     for _ in range(4):
         settle(lanes, taken(lanes), "delivered")
     wave = taken(lanes)
     lanes.done(wave[0][:5], Counter(delivered=5), 0.1)
     assert lanes.next(THREADS) == []
-    assert len(lanes.next(THREADS - 1)) == 5, "a thread that is idle takes what there is"
+    assert len(lanes.next(THREADS - 1)) == 5, "an idle thread takes what there is"
 
 
 def test_the_last_sessions_are_spread_over_the_threads() -> None:
@@ -398,7 +398,7 @@ def test_whatever_happens_no_session_is_handed_out_twice_and_none_is_forgotten(
     assert untouched <= set(lanes.given_up)
 
 
-def test_rows_are_read_no_further_ahead_than_there_is_work_for() -> None:
+def test_rows_are_not_read_further_ahead_than_needed() -> None:
     read = 0
 
     def endless() -> Iterator[Row]:

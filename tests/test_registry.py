@@ -62,7 +62,7 @@ def claim(registry: Registry, session: Session, clock: Clock) -> Claim:
 # -- track -------------------------------------------------------------------------------------
 
 
-def test_a_tracked_session_is_due_when_it_has_been_quiet(registry: Registry, clock: Clock) -> None:
+def test_a_tracked_session_is_due_after_the_idle_time(registry: Registry, clock: Clock) -> None:
     session = new_session()
     assert track(registry, session, clock, interactive=True)
     clock.turn(IDLE - 1)
@@ -107,7 +107,7 @@ def test_sign_in_replaces_the_customer_key_at_once(registry: Registry, clock: Cl
     assert row.session == after
 
 
-def test_older_news_changes_nothing_but_may_know_of_a_click(
+def test_older_activity_changes_nothing_but_may_add_a_click(
     registry: Registry, clock: Clock
 ) -> None:
     session = new_session()
@@ -119,7 +119,7 @@ def test_older_news_changes_nothing_but_may_know_of_a_click(
     assert (row.session, row.interactive) == (session, True)
 
 
-def test_interactive_is_never_taken_back(registry: Registry, clock: Clock) -> None:
+def test_interactive_is_never_reset(registry: Registry, clock: Clock) -> None:
     session = new_session()
     track(registry, session, clock)
     for known in (True, False, None):
@@ -129,14 +129,14 @@ def test_interactive_is_never_taken_back(registry: Registry, clock: Clock) -> No
     assert [row.interactive for row in due(registry, clock)] == [True]
 
 
-def test_a_session_is_known_by_market(registry: Registry, clock: Clock) -> None:
+def test_the_same_key_in_two_markets_is_two_sessions(registry: Registry, clock: Clock) -> None:
     session = new_session()
     track(registry, session, clock)
     track(registry, replace(session, market="SE"), clock)
     assert {s.market for s in registry.status(session.session_key)} == {"UK", "SE"}
 
 
-def test_a_user_context_and_no_customer_key(registry: Registry, clock: Clock) -> None:
+def test_a_user_context_can_replace_the_customer_key(registry: Registry, clock: Clock) -> None:
     session = Session("Sverige & Norge/ü", "s/ü", None, "UNPERSONALIZED")
     track(registry, replace(session, customer_key="c", user_context=None), clock)
     track(registry, session, clock)
@@ -147,7 +147,7 @@ def test_a_user_context_and_no_customer_key(registry: Registry, clock: Clock) ->
 # -- claim, settle -----------------------------------------------------------------------------
 
 
-def test_only_one_gets_the_lease_and_the_wish_of_the_other_is_kept(
+def test_only_one_caller_gets_the_lease_and_the_others_request_is_kept(
     registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
 ) -> None:
     session = new_session()
@@ -161,7 +161,7 @@ def test_only_one_gets_the_lease_and_the_wish_of_the_other_is_kept(
 
 
 def test_a_lease_runs_out(registry: Registry, clock: Clock) -> None:
-    """The owner crashed: the row is where the next sweep finds it."""
+    """Its owner crashed: the next sweep finds the row."""
     session = new_session()
     track(registry, session, clock)
     clock.turn(IDLE)
@@ -173,10 +173,10 @@ def test_a_lease_runs_out(registry: Registry, clock: Clock) -> None:
     assert len(registry.claim_due(due(registry, clock)).done) == 1
 
 
-def test_an_explicit_claim_writes_no_index_and_leaves_nothing_behind_for_ever(
+def test_an_explicit_claim_is_not_indexed_and_has_a_ttl(
     registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
 ) -> None:
-    """Its caller has no answer yet: if the owner crashes, the caller comes again."""
+    """Its caller has no answer yet, and calls again if the owner crashes."""
     session = new_session()
     claim(registry, session, clock)
     left = item(dynamodb, settings, session)
@@ -184,17 +184,17 @@ def test_an_explicit_claim_writes_no_index_and_leaves_nothing_behind_for_ever(
     assert int(left["expiresAt"]["N"]) == int(clock.now) + settings.retention
     assert registry.claim(session, int(clock.now)) == "in flight"
     kept = item(dynamodb, settings, session)
-    assert {"dueAt", "sweepShard"} <= set(kept), "who comes while it is in flight is kept"
+    assert {"dueAt", "sweepShard"} <= set(kept), "an end requested while it is in flight is kept"
     assert "expiresAt" not in kept
     clock.turn(LEASE_SECONDS)
     claim(registry, session, clock)
-    assert "expiresAt" not in item(dynamodb, settings, session), "it was promised an end"
+    assert "expiresAt" not in item(dynamodb, settings, session), "its end was promised"
 
 
-def test_a_rejected_session_that_is_claimed_again_is_not_kept_for_ever(
+def test_a_rejected_session_that_is_claimed_again_still_has_a_ttl(
     registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
 ) -> None:
-    """Its caller was told of the rejection; if the owner of the new claim dies, nothing is owed."""
+    """Its caller knows of the rejection; if the new claim's owner crashes, nothing was promised."""
     session = new_session()
     rejected = Settlement("rejected", None, 1, 400, "no")
     registry.settle([(claim(registry, session, clock), rejected)])
@@ -202,7 +202,7 @@ def test_a_rejected_session_that_is_claimed_again_is_not_kept_for_ever(
     assert "expiresAt" in item(dynamodb, settings, session)
 
 
-def test_a_lease_that_ran_out_settles_nothing(registry: Registry, clock: Clock) -> None:
+def test_an_expired_lease_settles_nothing(registry: Registry, clock: Clock) -> None:
     session = new_session()
     first = claim(registry, session, clock)
     clock.turn(LEASE_SECONDS + 1)
@@ -231,7 +231,9 @@ def test_what_is_over_leaves_a_tombstone_without_personal_data(
     assert (registry.claim(session, int(clock.now)) == "over") is (final == "ended")
 
 
-def test_a_postponed_session_is_due_again_and_remembers(registry: Registry, clock: Clock) -> None:
+def test_a_postponed_session_is_due_again_and_keeps_its_last_failure(
+    registry: Registry, clock: Clock
+) -> None:
     session = new_session()
     again = int(clock.now) + 40
     settlement = Settlement("retrying", again, 1, 503, "busy")
@@ -277,10 +279,10 @@ def test_a_visitor_who_comes_back_reopens_an_idle_end_but_not_a_sign_out(
     assert [row.session for row in due(registry, clock)] == [signed_out]
 
 
-def test_a_claim_whose_answer_was_lost_is_found_again(
+def test_a_claim_whose_answer_was_lost_is_recognised(
     settings: Settings, clock: Clock, dynamodb: Any
 ) -> None:
-    """The SDK sends the write a second time; its condition must know our own lease."""
+    """The SDK sends the write a second time; its condition must recognise our own lease."""
 
     class Twice:
         def update_item(self, **arguments: Any) -> Any:
@@ -292,19 +294,21 @@ def test_a_claim_whose_answer_was_lost_is_found_again(
     assert isinstance(claimed, Claim)
 
 
-def test_each_statement_of_a_batch_stands_for_itself(registry: Registry, clock: Clock) -> None:
+def test_the_statements_of_a_batch_succeed_or_fail_independently(
+    registry: Registry, clock: Clock
+) -> None:
     sessions = [new_session() for _ in range(BATCH)]
     for session in sessions:
         track(registry, session, clock)
     clock.turn(IDLE)
     rows = due(registry, clock)
     for session in sessions[::5]:
-        track(registry, session, clock)  # they come back after the index was read
+        track(registry, session, clock)  # their visitors come back after the index was read
     claimed = {claim.row.session.session_key for claim in registry.claim_due(rows).done}
     assert claimed == {s.session_key for s in sessions} - {s.session_key for s in sessions[::5]}
 
 
-def test_pages_go_on_where_they_stopped(settings: Settings, clock: Clock) -> None:
+def test_each_page_starts_where_the_last_one_stopped(settings: Settings, clock: Clock) -> None:
     registry = Registry(replace(settings, shards=1), clock=clock)
     for _ in range(PAGE + 1):
         track(registry, new_session(), clock)
@@ -326,10 +330,10 @@ def test_a_kept_end_is_due_at_once(registry: Registry, clock: Clock) -> None:
     assert track(registry, session, clock) is False
 
 
-def test_a_kept_end_is_a_sign_of_life_unless_a_later_one_is_known(
+def test_a_kept_end_counts_as_activity_unless_a_later_one_is_known(
     registry: Registry, clock: Clock
 ) -> None:
-    """Elevate's own limit counts from the last sign of life."""
+    """Elevate's own limit counts from the last activity."""
     session = new_session()
     track(registry, session, clock)
     tracked_at = int(clock.now)
@@ -377,7 +381,7 @@ def test_a_row_that_cannot_be_read_is_left_and_counted(
     assert item(dynamodb, settings, session) == damaged
 
 
-def test_a_state_of_a_later_version_is_not_touched(
+def test_a_state_from_a_later_version_is_not_touched(
     registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
 ) -> None:
     session = new_session()
@@ -390,6 +394,6 @@ def test_a_state_of_a_later_version_is_not_touched(
     assert item(dynamodb, settings, session) == future
 
 
-def test_every_shard_is_used_and_stable() -> None:
+def test_every_shard_is_used_and_a_keys_shard_never_changes() -> None:
     assert {shard_of(str(n), 8) for n in range(200)} == set(range(8))
     assert shard_of("b106299c-eac0-4f6f-96d2-93e57c255784", 8) == 6

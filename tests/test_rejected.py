@@ -1,4 +1,4 @@
-"""What Elevate rejected, and an operator makes due again."""
+"""Sessions that Elevate rejected and an operator makes due again."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ def _elevate_rejects(elevate: FakeElevate) -> None:
     elevate.statuses = [400]
 
 
-def test_those_of_a_market_are_due_again_and_are_delivered(
+def test_rejected_sessions_of_a_market_are_due_again_and_delivered(
     service: Service, clock: Clock, elevate: FakeElevate, retry_rejected: Retry, item: Any
 ) -> None:
     british, swedish = new_session("UK"), new_session("SE")
@@ -37,7 +37,7 @@ def test_those_of_a_market_are_due_again_and_are_delivered(
     assert [retry_rejected(), retry_rejected()] == [1, 0]
 
 
-def test_they_are_spread_over_a_minute(
+def test_retried_sessions_are_spread_over_a_minute(
     service: Service, clock: Clock, elevate: FakeElevate, retry_rejected: Retry
 ) -> None:
     for session in (sessions := [new_session() for _ in range(40)]):
@@ -48,7 +48,7 @@ def test_they_are_spread_over_a_minute(
     assert len(set(due)) > 10
 
 
-def test_one_that_is_just_being_ended_is_left_alone(
+def test_a_session_that_is_being_ended_is_left_alone(
     service: Service, clock: Clock, retry_rejected: Retry
 ) -> None:
     session = new_session()
@@ -57,13 +57,13 @@ def test_one_that_is_just_being_ended_is_left_alone(
     service.registry.claim(session, int(clock.now))
     assert retry_rejected() == 0
     clock.turn(LEASE_SECONDS + 1)
-    assert retry_rejected() == 1, "whoever claimed it died"
+    assert retry_rejected() == 1, "the process that claimed it died"
 
 
-def test_one_that_was_opened_since_the_index_was_read_is_left_alone(
+def test_a_session_reopened_since_the_index_was_read_is_left_alone(
     service: Service, clock: Clock, dynamodb: Any, settings: Settings
 ) -> None:
-    """Its visitor is back: to retry the rejected end would end a living session."""
+    """Its visitor is back: retrying the rejected end would end an active session."""
     session = new_session()
     service.ending.track(Activity(session, int(clock.now)))
     clock.turn(settings.idle)
@@ -75,10 +75,10 @@ def test_one_that_was_opened_since_the_index_was_read_is_left_alone(
     assert state(service, session) == "open"
 
 
-def test_pages_go_on_where_they_stopped(
+def test_each_page_starts_where_the_last_one_stopped(
     service: Service, clock: Clock, retry_rejected: Retry, dynamodb: Any, settings: Settings
 ) -> None:
-    """A page of DynamoDB's is a megabyte."""
+    """A DynamoDB page holds at most 1 MB."""
     end(service, session := new_session(), clock)
     key = {"sessionKey": {"S": session.session_key}, "market": {"S": session.market}}
     row = dynamodb.get_item(TableName=settings.table_name, Key=key)["Item"]

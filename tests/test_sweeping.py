@@ -1,4 +1,4 @@
-"""Sweeps: what is due is ended once, in time, at Elevate's pace; with a real registry."""
+"""Sweeps: due sessions are ended once, in time and at Elevate's pace; with a real registry."""
 
 import io
 import itertools
@@ -32,7 +32,7 @@ from sessions.telemetry import Telemetry
 type Log = Callable[[], list[dict[str, Any]]]
 
 
-def test_quiet_sessions_are_ended_and_live_ones_are_not(
+def test_quiet_sessions_are_ended_and_active_ones_are_not(
     service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
     quiet = tracked(service, clock, 70)
@@ -49,7 +49,7 @@ def test_quiet_sessions_are_ended_and_live_ones_are_not(
     assert sweep(service).counts["due"] == 0
 
 
-def test_a_sweep_tells_the_age_of_the_oldest(service: Service, clock: Clock) -> None:
+def test_a_sweep_reports_the_age_of_the_oldest_session(service: Service, clock: Clock) -> None:
     tracked(service, clock, 1)
     clock.turn(100)
     tracked(service, clock, 1)
@@ -73,7 +73,7 @@ def test_a_sweep_that_finds_elevate_down_stops_after_its_first_batch(
 
 @pytest.mark.parametrize("trouble", [(500, 0.0), (204, 1.0)], ids=["fails", "hangs"])
 @pytest.mark.parametrize(("ill", "well"), [(100, 100), (900, 100)], ids=["half", "90 %"])
-def test_a_market_in_trouble_keeps_no_other_waiting(
+def test_a_market_in_trouble_does_not_delay_the_others(
     settings: Settings,
     make: Callable[[Settings], Service],
     clock: Clock,
@@ -82,7 +82,7 @@ def test_a_market_in_trouble_keeps_no_other_waiting(
     ill: int,
     well: int,
 ) -> None:
-    """Its sessions are the oldest, and there are many of them: each tick ends all the others."""
+    """Its sessions are the oldest, and there are many; each tick still ends all the others."""
     service = make(replace(settings, read_timeout=0.3))
     elevate.markets = {"SE": trouble}
     tracked(service, clock, ill, market="SE")
@@ -97,7 +97,7 @@ def test_a_market_in_trouble_keeps_no_other_waiting(
         clock.turn(BACKOFF_LIMIT)
 
 
-def test_an_outage_of_all_markets_costs_no_more_than_one_of_one(
+def test_an_outage_of_all_markets_costs_no_more_than_an_outage_of_one(
     service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
 ) -> None:
     for market in settings.markets:
@@ -109,7 +109,7 @@ def test_an_outage_of_all_markets_costs_no_more_than_one_of_one(
     assert report.given_up == sorted(settings.markets)
 
 
-def test_a_shard_that_cannot_be_read_holds_up_no_other(
+def test_a_shard_that_cannot_be_read_does_not_delay_the_others(
     settings: Settings, clock: Clock, elevate: FakeElevate, dynamodb: Any, log: Log
 ) -> None:
     class OneShardThrottled:
@@ -137,7 +137,7 @@ def test_a_shard_that_cannot_be_read_holds_up_no_other(
     ]
 
 
-def test_a_log_that_cannot_be_written_to_costs_no_settlement(
+def test_sessions_are_settled_even_if_the_log_cannot_be_written(
     service: Service, clock: Clock, elevate: FakeElevate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Full(io.StringIO):
@@ -169,7 +169,7 @@ def test_a_single_failure_does_not_stop_a_sweep(
     )
 
 
-def test_an_answer_lets_no_more_than_two_more_sessions_go(
+def test_each_answer_releases_at_most_two_more_sessions(
     settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
     """Slow start: one batch at first, however many threads there are."""
@@ -193,7 +193,7 @@ def test_an_answer_lets_no_more_than_two_more_sessions_go(
     assert not too_many
 
 
-def test_out_of_time_a_sweep_sends_nothing_and_names_what_is_left(
+def test_a_sweep_out_of_time_sends_nothing_and_names_the_shards_left(
     service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
     shards = {shard_of(s.session_key, 8) for s in tracked(service, clock, 40)}
@@ -220,13 +220,13 @@ def test_the_last_notification_leaves_time_for_its_answer_and_for_settling(
 def slowly(
     settings: Settings, make: Callable[[Settings], Service], elevate: FakeElevate
 ) -> tuple[Service, float]:
-    """Return a sweeper of one thread, and what it needs after its last notification (seconds)."""
+    """Return a sweeper with one thread, and the seconds it needs after its last notification."""
     elevate.markets = {"UK": (204, 1.2)}
     service = make(replace(settings, concurrency=1, connect_timeout=1, read_timeout=3))
     return service, 5 + SETTLE_RESERVE
 
 
-def test_out_of_time_in_the_middle_a_batch_is_given_back(
+def test_a_batch_is_given_back_when_time_runs_out_in_the_middle(
     slowly: tuple[Service, float], clock: Clock, elevate: FakeElevate
 ) -> None:
     service, needed = slowly
@@ -242,10 +242,10 @@ def test_out_of_time_in_the_middle_a_batch_is_given_back(
     assert len(set(elevate.keys())) == len(elevate.keys())
 
 
-def test_a_sweep_that_did_all_of_it_just_in_time_was_not_stopped(
+def test_a_sweep_that_finishes_just_in_time_is_not_reported_as_stopped(
     slowly: tuple[Service, float], clock: Clock
 ) -> None:
-    """Its last answer comes when there is no time for another."""
+    """Its last answer comes when there is no time for another call."""
     service, needed = slowly
     tracked(service, clock, 1)
     clock.turn(IDLE)
@@ -256,7 +256,7 @@ def test_a_sweep_that_did_all_of_it_just_in_time_was_not_stopped(
 def test_each_notification_is_logged_when_it_happens(
     slowly: tuple[Service, float], clock: Clock, elevate: FakeElevate, log: Log
 ) -> None:
-    """What a killed sweep has sent is in the log."""
+    """So the log shows what a killed sweep had sent."""
     service, _ = slowly
     elevate.markets, lines = {}, list[int]()
     elevate.before_answer = lambda: lines.append(len(log()))
@@ -273,7 +273,7 @@ def test_what_is_held_back_is_not_claimed(
     elevate: FakeElevate,
     item: Callable[[Session], dict[str, Any]],
 ) -> None:
-    """Its visitor may come back, and its end may be asked for."""
+    """Meanwhile its visitor may come back or sign out."""
     service = make(replace(settings, read_timeout=0.05))
     (session,) = tracked(service, clock, 1)
     elevate.markets = {"UK": (204, 0.3)}
@@ -286,7 +286,7 @@ def test_what_is_held_back_is_not_claimed(
     assert item(session) == before
 
 
-def test_two_sweeps_at_once_send_each_session_once(
+def test_simultaneous_sweeps_send_each_session_once(
     settings: Settings,
     make: Callable[[Settings], Service],
     clock: Clock,
@@ -308,7 +308,7 @@ def test_a_session_past_its_deadline_expires_without_a_call(
     elevate: FakeElevate,
     log: Log,
 ) -> None:
-    """Elevate 4 has ended a session of 20 silent minutes without a click; one with it, not yet."""
+    """After 20 quiet minutes, Elevate 4 has ended a session without a click, but not one with."""
     elevate4 = make(replace(settings, dialect=STOREFRONT_V3, idle=20 * MINUTE))
     (passive,) = tracked(elevate4, clock, 1, interactive=False)
     (active,) = tracked(elevate4, clock, 1, interactive=True)
@@ -320,10 +320,10 @@ def test_a_session_past_its_deadline_expires_without_a_call(
     assert sorted(line["outcome"] for line in log()) == ["delivered", "expired"]
 
 
-def test_who_asks_for_the_end_of_an_expired_session_has_it_sent(
+def test_an_explicit_end_of_an_expired_session_is_sent(
     service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
 ) -> None:
-    """That Elevate must have ended it was a guess; the caller knows of a later sign of life."""
+    """That Elevate must have ended it was a guess; the caller knows of later activity."""
     (session,) = tracked(service, clock, 1)
     clock.turn(settings.session_limit + 2 * MINUTE)
     assert sweep(service).counts["expired"] == 1
@@ -335,7 +335,7 @@ def test_who_asks_for_the_end_of_an_expired_session_has_it_sent(
     assert len(elevate.received) == 1
 
 
-def test_retries_end_at_the_deadline(
+def test_retries_stop_at_the_deadline(
     settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
     settings = replace(settings, session_limit=2 * HOUR)
@@ -351,7 +351,7 @@ def test_retries_end_at_the_deadline(
 
 
 @pytest.mark.parametrize(("before", "after"), [(8, 2), (2, 8), (32, 1)])
-def test_another_number_of_shards_loses_nothing(
+def test_changing_the_number_of_shards_loses_nothing(
     settings: Settings,
     make: Callable[[Settings], Service],
     clock: Clock,
@@ -363,7 +363,7 @@ def test_another_number_of_shards_loses_nothing(
     assert sweep(make(replace(settings, shards=after))).counts["delivered"] == 50
 
 
-def test_another_dialect_and_a_shorter_idle_limit_lose_nothing(
+def test_changing_the_dialect_and_the_idle_time_loses_nothing(
     settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
     old = make(settings)
@@ -376,7 +376,7 @@ def test_another_dialect_and_a_shorter_idle_limit_lose_nothing(
     assert sweep(new).counts["delivered"] == 6
 
 
-def test_a_rate_is_kept_evenly() -> None:
+def test_calls_are_spaced_evenly_at_the_rate() -> None:
     """Sixteen threads share it; 500 turns at 50 a second take ten seconds, within 5 %."""
     now = [100.0]
     turns: list[float] = []
@@ -390,7 +390,7 @@ def test_a_rate_is_kept_evenly() -> None:
     assert min(steps) == pytest.approx(1 / 50)
 
 
-def test_a_rate_that_was_not_used_is_not_saved_up() -> None:
+def test_an_unused_rate_is_not_saved_up() -> None:
     now = [100.0]
     slept: list[float] = []
     pacer = Pacer(10, clock=lambda: now[0], sleep=slept.append)
@@ -401,7 +401,7 @@ def test_a_rate_that_was_not_used_is_not_saved_up() -> None:
     assert slept == pytest.approx([0.1, 0.2])
 
 
-def test_a_turn_that_comes_too_late_is_not_waited_for_and_not_taken() -> None:
+def test_a_turn_that_would_come_too_late_is_neither_awaited_nor_taken() -> None:
     slept: list[float] = []
     pacer = Pacer(10, clock=lambda: 100.0, sleep=slept.append)
     assert [pacer.wait(100.15) for _ in range(4)] == [True, True, False, False]
@@ -409,7 +409,7 @@ def test_a_turn_that_comes_too_late_is_not_waited_for_and_not_taken() -> None:
     assert slept == pytest.approx([0.1, 0.2])
 
 
-def test_a_sweep_keeps_elevates_rate(
+def test_a_sweep_stays_within_elevates_rate(
     settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
     slow = make(replace(settings, max_rate=50))
@@ -420,10 +420,10 @@ def test_a_sweep_keeps_elevates_rate(
     assert time.monotonic() - started >= 39 / 50
 
 
-def test_a_slow_rate_does_not_keep_a_sweep_beyond_its_time(
+def test_a_low_rate_does_not_make_a_sweep_overrun_its_time(
     settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
-    """Sixteen threads ask for a turn; whose turn is too late gives its session back."""
+    """Sixteen threads ask for a turn; one whose turn would be too late gives its session back."""
     slow = make(replace(settings, max_rate=2, connect_timeout=0.5, read_timeout=0.5))
     tracked(slow, clock, 40)
     clock.turn(IDLE)
@@ -439,7 +439,7 @@ def test_a_slow_rate_does_not_keep_a_sweep_beyond_its_time(
     assert len(set(elevate.keys())) == len(elevate.keys()) == 40
 
 
-def test_a_fault_of_ours_costs_no_other_session_its_settlement(
+def test_a_bug_of_ours_does_not_keep_other_sessions_from_being_settled(
     service: Service, clock: Clock, elevate: FakeElevate, log: Log
 ) -> None:
     tracked(service, clock, 5)
@@ -460,10 +460,10 @@ def test_a_fault_of_ours_costs_no_other_session_its_settlement(
     assert len(elevate.keys()) == 5
 
 
-def test_who_waits_for_a_turn_is_not_claimed_long_before(
+def test_a_session_is_not_claimed_long_before_its_turn(
     settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
-    """A visitor who comes back meanwhile stays."""
+    """Until it is claimed, its visitor can come back."""
     slow = make(replace(settings, max_rate=5, connect_timeout=0.5, read_timeout=0.5))
     tracked(slow, clock, 60)
     clock.turn(IDLE)
@@ -471,7 +471,7 @@ def test_who_waits_for_a_turn_is_not_claimed_long_before(
     assert 0 < report.counts["claimed"] <= report.counts["delivered"] + 5
 
 
-def test_the_session_that_waits_longest_comes_first_whatever_its_shard(
+def test_the_session_that_has_waited_longest_comes_first_whatever_its_shard(
     settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
     service = make(replace(settings, concurrency=1))
