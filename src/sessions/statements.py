@@ -118,8 +118,8 @@ def track(activity: Activity, settings: Settings) -> dict[str, Any]:
 def reopen(activity: Activity, settings: Settings) -> dict[str, Any]:
     """Open a session again that was over by a guess: its visitor is back."""
     known, gone = _identity(activity.session)
-    sets = _alive(activity, settings) | known | {"leaseUntil": 0}
-    gone += ["expiresAt", "settledAt", "lastStatus", "lastReason", "lease"]
+    sets = _alive(activity, settings) | known
+    gone += ["expiresAt", "settledAt", "lastStatus", "lastReason"]
     if activity.interactive is None:
         gone.append("interactive")
     else:
