@@ -316,6 +316,14 @@ def test_the_reason_is_at_most_1_kb(quoted: Callable[[bytes, Session], str]) -> 
     assert 1000 < len(reason.encode()) <= 1024
 
 
+def test_the_reason_is_not_cut_within_a_character(
+    quoted: Callable[[bytes, Session], str],
+) -> None:
+    """An ellipsis is three bytes long."""
+    reasons = [quoted(b"a" + b" " * spaces + b"1 " * 1000, SESSION) for spaces in (1, 2, 3, 4)]
+    assert all(set(reason) == set("a …") for reason in reasons)
+
+
 def letter_by_letter(pattern: str) -> Callable[[str], str]:
     return lambda key: "".join(pattern.format(ord(letter), letter) for letter in key)
 
@@ -500,7 +508,8 @@ def test_no_answer_whatsoever_raises(answer: bytes) -> None:
 def test_refused_connections_and_unknown_hosts_are_unavailable() -> None:
     with wire(answering()) as server:
         server.close()
-        assert client(server.url).notify(SESSION).reason.startswith("NewConnectionError")
+        reason = client(server.url).notify(SESSION).reason
+    assert reason == "NewConnectionError: ConnectionRefusedError", "the error and its cause"
     assert client("http://elevate.invalid").notify(SESSION).kind == "unavailable"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from emulated import Clock, FakeElevate
 from endings import FOREVER, Service, end, new_session, service_of, state, sweep
 from sessions.breaker import TIMEOUTS
-from sessions.ending import BACKOFF_LIMIT, backoff
+from sessions.ending import BACKOFF_LIMIT, End, backoff
+from sessions.session import Activity, Source
 from sessions.settings import Settings
+from sessions.telemetry import hashed
 from wire import read_request, wire
 
 type Log = Callable[[], list[dict[str, Any]]]
@@ -36,7 +39,8 @@ def test_if_elevate_is_unavailable_the_end_is_kept_and_the_sweep_delivers_it(
 ) -> None:
     elevate.statuses = [503, 204]
     session = new_session()
-    assert end(service, session, clock).result == "kept"
+    kept = end(service, session, clock)
+    assert (kept.result, kept.status, kept.reason[:4]) == ("kept", 503, "no: ")
     assert state(service, session) == "retrying"
     clock.turn(2 * settings.retry_base)
     assert sweep(service).counts["delivered"] == 1
@@ -66,13 +70,15 @@ def test_a_rejection_is_reported_with_its_status_and_the_end_can_be_retried(
 
 
 def test_a_late_event_for_a_session_that_is_long_over_sends_nothing(
-    service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
+    service: Service, clock: Clock, elevate: FakeElevate, settings: Settings, log: Log
 ) -> None:
     long_ago = int(clock.now) - settings.session_limit - settings.slack
     session = new_session()
     assert service.ending.end(session, long_ago, "event").result == "over"
     assert state(service, session) == "expired"
     assert elevate.received == []
+    (line,) = log()
+    assert (line["outcome"], line["source"]) == ("expired", "event")
 
 
 def test_many_ends_at_once(service: Service, clock: Clock, elevate: FakeElevate) -> None:
@@ -80,6 +86,26 @@ def test_many_ends_at_once(service: Service, clock: Clock, elevate: FakeElevate)
     ends = service.ending.end_all(sessions, "event", FOREVER)
     assert {e.result for e in ends} == {"delivered"}
     assert sorted(elevate.keys()) == sorted(s.session_key for s, _ in sessions)
+
+
+def test_a_list_is_ended_by_as_many_threads_as_are_configured(
+    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
+) -> None:
+    service = make(replace(settings, concurrency=2))
+    changed, at_once, most = threading.Condition(), 0, 0
+
+    def meet() -> None:
+        nonlocal at_once, most
+        with changed:
+            at_once += 1
+            most = max(most, at_once)
+            changed.notify_all()
+            changed.wait_for(lambda: most > 2, 0.1)
+            at_once -= 1
+
+    elevate.before_answer = meet
+    service.ending.end_all([(new_session(), int(clock.now)) for _ in range(12)], "event", FOREVER)
+    assert most == 2
 
 
 def test_ends_that_run_out_of_time_are_kept_for_the_sweep(
@@ -129,6 +155,54 @@ def test_without_a_registry_the_caller_learns_when_to_try_again(
         service = service_of(replace(settings, elevate_url=server.url), clock)
         told = [end(service, new_session(), clock).retry_after for _ in range(2)]
     assert told == [77, settings.retry_base]
+
+
+@pytest.mark.parametrize(
+    ("status", "source", "expected"),
+    [
+        (204, "event", End("delivered", 204)),
+        (400, "api", End("rejected", 400, "no: …")),
+        # Nobody would ever retry it, and an event has no caller: it must come again.
+        (400, "event", End("lost", retry_after=30)),
+        (503, "api", End("lost", retry_after=30)),
+    ],
+)
+def test_an_end_without_a_registry_is_logged_and_reported(
+    without_registry: Service,
+    clock: Clock,
+    elevate: FakeElevate,
+    log: Log,
+    status: int,
+    source: Source,
+    expected: End,
+) -> None:
+    elevate.statuses = [status]
+    session = new_session()
+    result = without_registry.ending.end(session, int(clock.now), source)
+    assert replace(result, reason=result.reason[:5]) == expected
+    failed, notified = log()
+    assert (failed["operation"], failed["session"]) == ("claim", hashed(session.session_key))
+    assert failed["error"] == "RegistryUnavailable: EndpointConnectionError"
+    assert (notified["session"], notified["customer"]) == (
+        hashed(session.session_key),
+        hashed(session.customer_key),
+    )
+    assert (notified["attempt"], notified["source"]) == (1, source)
+
+
+@pytest.mark.parametrize("operation", ["track", "keep"])
+def test_what_cannot_be_written_down_is_lost_and_logged(
+    without_registry: Service, clock: Clock, log: Log, operation: str
+) -> None:
+    session, now = new_session(), int(clock.now)
+    ending = without_registry.ending
+    if operation == "track":
+        assert ending.track_all([Activity(session, now)], FOREVER) == ["lost"]
+    else:
+        assert ending.end_all([(session, now)], "event", time.monotonic()) == [End("lost")]
+    (line,) = log()
+    assert (line["operation"], line["session"]) == (operation, hashed(session.session_key))
+    assert line["error"] == "RegistryUnavailable: EndpointConnectionError"
 
 
 def test_a_sweep_without_a_registry_reports_it_and_does_not_raise(

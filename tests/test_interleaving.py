@@ -140,7 +140,12 @@ def test_a_reopening_whose_answer_was_lost_is_not_a_conflict(
 
 
 def test_a_sign_out_during_the_settlement_of_an_idle_end_is_final(
-    shaky: Service, service: Service, between: Between, clock: Clock, elevate: FakeElevate
+    shaky: Service,
+    service: Service,
+    between: Between,
+    clock: Clock,
+    elevate: FakeElevate,
+    item: Any,
 ) -> None:
     """Its claim is refused, the sweep settles, and then the sign-out finds the session over."""
     (session,) = tracked(service, clock, 1)
@@ -169,6 +174,7 @@ def test_a_sign_out_during_the_settlement_of_an_idle_end_is_final(
     settled.set()
     thread.join()
     assert results[0] in ("kept", "over")
+    assert item(session)["requestedAt"] == {"N": str(int(clock.now))}
     clock.turn(MINUTE)
     assert service.ending.track(Activity(session, int(clock.now))) == "over"
 
@@ -182,6 +188,38 @@ def test_activity_between_claim_and_settlement_that_arrives_later_reopens(
     elevate.before_answer = lambda: clock.turn(10)
     assert sweep(service).counts["delivered"] == 1
     assert service.ending.track(Activity(session, int(clock.now) - 5)) == "reopened"
+
+
+def test_an_end_that_is_asked_for_again_costs_one_refused_write(
+    shaky: Service, between: Between, clock: Clock, elevate: FakeElevate
+) -> None:
+    session = new_session()
+    end(shaky, session, clock)
+    calls: list[str] = []
+    between.before = lambda operation, _: calls.append(operation)
+    assert end(shaky, session, clock).result == "over"
+    assert calls == ["update_item"]
+
+
+def test_a_status_shows_what_was_just_written(
+    shaky: Service, between: Between, clock: Clock, elevate: FakeElevate
+) -> None:
+    """The emulator's reads are always consistent, so this looks at what is asked for."""
+    session = new_session()
+    end(shaky, session, clock)
+    asked: list[dict[str, Any]] = []
+    between.before = lambda _, arguments: asked.append(arguments)
+    assert state(shaky, session) == "ended"
+    assert asked[0]["ConsistentRead"] is True
+
+
+def test_an_expiry_that_cannot_be_written_is_not_a_crash(
+    shaky: Service, between: Between, clock: Clock, settings: Settings
+) -> None:
+    """Elevate has ended the session, whether we have written it down or not."""
+    long_ago = int(clock.now) - settings.session_limit - settings.slack
+    between.before = cannot_settle
+    assert shaky.ending.end(new_session(), long_ago, "event").result == "over"
 
 
 def test_two_late_activities_both_count(

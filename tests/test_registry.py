@@ -177,6 +177,7 @@ def test_an_explicit_claim_is_not_indexed_and_has_a_ttl(
     registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
 ) -> None:
     """Its caller has no answer yet, and calls again if the owner crashes."""
+    registry = Registry(replace(settings, shards=1), clock=clock)
     session = new_session()
     claim(registry, session, clock)
     left = item(dynamodb, settings, session)
@@ -200,6 +201,49 @@ def test_a_rejected_session_that_is_claimed_again_still_has_a_ttl(
     registry.settle([(claim(registry, session, clock), rejected)])
     claim(registry, session, clock)
     assert "expiresAt" in item(dynamodb, settings, session)
+
+
+def test_an_outcome_is_dated_by_its_claim_and_leaves_no_lease(
+    registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
+) -> None:
+    """Activity after the claim is of a visitor who is back, however long the answer took."""
+    session = new_session()
+    claimed = claim(registry, session, clock)
+    clock.turn(10)
+    registry.settle([(claimed, Settlement("rejected", None, 1, 400, "no"))])
+    settled = item(dynamodb, settings, session)
+    assert settled["settledAt"] == {"N": str(int(clock.now) - 10)}
+    assert "lease" not in settled
+    # Rejected sessions wait below zero; deployed tables have rows there.
+    assert settled["sweepShard"] == {"N": str(-1 - shard_of(session.session_key, settings.shards))}
+
+
+def test_a_session_that_is_given_back_has_no_lease(
+    registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
+) -> None:
+    session = new_session()
+    track(registry, session, clock)
+    clock.turn(IDLE)
+    (claimed,) = registry.claim_due(due(registry, clock)).done
+    registry.settle([(claimed, Settlement("open"))])
+    assert "lease" not in item(dynamodb, settings, session)
+    assert state(registry, session) == "open"
+
+
+def test_older_activity_of_a_session_that_is_being_retried_is_fine(
+    registry: Registry, clock: Clock
+) -> None:
+    session = new_session()
+    track(registry, session, clock)
+    clock.turn(IDLE)
+    (claimed,) = registry.claim_due(due(registry, clock)).done
+    later = int(clock.now) + 60
+    registry.settle([(claimed, Settlement("retrying", later, 1, 503))])
+    assert track(registry, session, clock, at=int(clock.now) - IDLE - 100)
+    assert registry.claim_due([]).done == []
+    clock.turn(60)
+    assert len(registry.claim_due(due(registry, clock)).done) == 1
+    assert registry.claim(session, int(clock.now)) == "in flight", "of a sweep"
 
 
 def test_an_expired_lease_settles_nothing(registry: Registry, clock: Clock) -> None:
@@ -388,10 +432,24 @@ def test_a_state_from_a_later_version_is_not_touched(
     registry.keep(session, int(clock.now))
     future = item(dynamodb, settings, session) | {"state": {"S": "paused"}}
     dynamodb.put_item(TableName=settings.table_name, Item=future)
-    with pytest.raises(UnreadableRow):
+    with pytest.raises(UnreadableRow, match="state is not known to this version"):
         registry.claim(session, int(clock.now))
     assert track(registry, session, clock) is False
     assert item(dynamodb, settings, session) == future
+
+
+def test_a_row_without_a_state_is_not_touched(
+    registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
+) -> None:
+    session = new_session()
+    registry.keep(session, int(clock.now))
+    damaged = item(dynamodb, settings, session)
+    del damaged["state"]
+    dynamodb.put_item(TableName=settings.table_name, Item=damaged)
+    with pytest.raises(UnreadableRow):
+        registry.claim(session, int(clock.now))
+    assert track(registry, session, clock) is False
+    assert item(dynamodb, settings, session) == damaged
 
 
 def test_every_shard_is_used_and_a_keys_shard_never_changes() -> None:

@@ -1,6 +1,7 @@
 """Visitors who come back: an idle end is a guess, an explicit end is final."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -91,12 +92,13 @@ def test_an_explicit_end_of_a_session_that_had_ended_as_idle_is_sent_and_is_fina
 
 
 def test_a_late_explicit_end_is_not_sent_after_an_idle_end_but_is_final(
-    service: Service, clock: Clock, elevate: FakeElevate
+    service: Service, clock: Clock, elevate: FakeElevate, item: Any
 ) -> None:
     session = ended_as_idle(service, clock)
     before = int(clock.now) - MINUTE
     clock.turn(MINUTE)
     assert service.ending.end(session, before, "event").result == "over"
+    assert item(session)["requestedAt"] == {"N": str(before)}
     assert back(service, session, clock) == "over"
     assert len(elevate.received) == 1
 
@@ -114,6 +116,25 @@ def test_a_reopened_session_starts_afresh(service: Service, clock: Clock, item: 
     clock.turn(HOUR)
     assert back(service, session, clock) == "reopened"
     assert not {"interactive", "settledAt", "lastStatus", "lease"} & set(item(session))
+
+
+@pytest.mark.parametrize("interactive", [True, False])
+def test_a_session_that_was_rejected_is_reopened_as_another_visit(
+    service: Service, clock: Clock, elevate: FakeElevate, item: Any, interactive: bool
+) -> None:
+    """A rejected row still has what it was rejected with."""
+    elevate.statuses = [400]
+    session = replace(new_session(), user_context="SYNTHETIC")
+    service.ending.track(Activity(session, int(clock.now)))
+    clock.turn(IDLE)
+    sweep(service)
+    assert {"userContext", "lastReason"} <= set(item(session))
+    signed_in = replace(session, user_context=None)
+    clock.turn(1)
+    activity = Activity(signed_in, int(clock.now), interactive)
+    assert service.ending.track(activity) == "reopened"
+    assert not {"userContext", "lastReason", "lastStatus", "settledAt"} & set(item(session))
+    assert item(session)["interactive"] == {"BOOL": interactive}
 
 
 def test_a_visitor_who_comes_back_while_the_end_is_in_flight_is_ended_again(

@@ -235,6 +235,7 @@ def test_a_batch_is_given_back_when_time_runs_out_in_the_middle(
     report = sweep(service, time.monotonic() + needed + 1)
     assert report.stopped == "time"
     assert report.counts["delivered"] == len(elevate.received) == 1
+    assert report.counts["held_back"] == report.counts["due"] - 1
     due = {s.session_key for s in sessions} - set(elevate.keys())
     assert set(report.left) >= {shard_of(key, 8) for key in due}
     elevate.markets = {}

@@ -122,7 +122,7 @@ class Ending:
         is_written = settle(self._registry, self._telemetry, [(claim, settled)])
         self._telemetry.notified(outcome, session, settled.attempts, source)
         if not is_written and _needs_row(outcome, source):
-            return End("lost", outcome.status, outcome.reason)
+            return End("lost")
         result = "kept" if outcome.kind == "unavailable" else outcome.kind
         return End(result, outcome.status, outcome.reason)
 
@@ -156,7 +156,7 @@ class Ending:
         self._telemetry.notified(outcome, session, 1, source)
         if outcome.kind == "unavailable" or _needs_row(outcome, source):
             retry_after = outcome.retry_after or self._settings.retry_base
-            return End("lost", outcome.status, retry_after=retry_after)
+            return End("lost", retry_after=retry_after)
         return End(outcome.kind, outcome.status, outcome.reason)
 
 

@@ -126,7 +126,7 @@ class Registry:
             if "requestedAt" not in item:
                 self._update(statements.make_final(session, asked_at))
             return "over"
-        if state not in {"open", "retrying", "ending", "rejected", "expired"}:
+        if state not in statements.STATES:
             raise UnreadableRow("state is not known to this version")
         self.keep(session, asked_at)
         return "in flight"

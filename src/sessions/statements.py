@@ -78,7 +78,7 @@ OURS_UNINDEXED_CONDITION = '"lease" = ? AND "activeAt" = ? AND "dueAt" IS MISSIN
 # Settle a delivered end that was asked for in flight: it is what was asked for.
 OURS_ASKED_CONDITION = '"lease" = ? AND "requestedAt" > ?'
 
-_STATES = ("open", "retrying", "ending", "ended", "rejected", "expired")
+STATES = ("open", "retrying", "ending", "ended", "rejected", "expired")
 _INDEX = ("dueAt", "sweepShard")
 _PERSONAL = ("customerKey", "userContext", "lastReason")
 _FREE = {"leaseUntil": 0}
@@ -211,7 +211,7 @@ def _update(
     gone = ", ".join(removes)
     given = {**sets, **(defaults or {}), **(values or {})}
     # DynamoDB refuses values that nothing uses.
-    given |= {state: state for state in _STATES if f":{state}" in condition}
+    given |= {state: state for state in STATES if f":{state}" in condition}
     return {
         "Key": {"sessionKey": wire(session.session_key), "market": wire(session.market)},
         "UpdateExpression": "SET " + ", ".join(changes) + (f" REMOVE {gone}" if gone else ""),
