@@ -1,4 +1,4 @@
-# The only entrance. `make help` lists what there is.
+# All commands. `make help` lists what there is.
 
 PYTHON ?= python3.13
 VENV := .venv

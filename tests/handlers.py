@@ -1,4 +1,4 @@
-"""Helpers for the tests of the entrances: samples, a Lambda context, an application."""
+"""Helpers for the tests of the handlers: samples, a Lambda context, an application."""
 
 import json
 import time

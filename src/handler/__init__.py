@@ -1,1 +1,1 @@
-"""The entrances: one file per function. The only place that knows events and HTTP."""
+"""The handlers: one file per function. The only place that knows events and HTTP."""

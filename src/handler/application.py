@@ -1,4 +1,4 @@
-"""What all entrances share, built once per execution environment."""
+"""What all handlers share, built once per execution environment."""
 
 import os
 import time

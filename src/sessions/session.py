@@ -1,4 +1,4 @@
-"""The values that every room may import: a session, what is known of it, and the errors."""
+"""The values that every module may import: a session, what is known of it, and the errors."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
