@@ -179,8 +179,9 @@ def test_the_operator_sweeps_and_retries(deployed: Deployed) -> None:
     code, text = deployed.operate("status")
     assert code == 0
     assert "rejected" in text
-    assert deployed.operate_json("retry-rejected", "--market", "UK") == {"retried": 0}
-    assert deployed.operate_json("retry-rejected", "--market", "SE") == {"retried": 1}
+    deployed.operate_json("retry-rejected", "--market", "UK")
+    assert deployed.state(session)["state"] == "rejected"
+    assert deployed.operate_json("retry-rejected", "--market", "SE")["retried"] >= 1
     assert deployed.state(session)["state"] != "rejected"
     before = len(deployed.log_lines("sweep"))
     deployed.operate_json("sweep")
