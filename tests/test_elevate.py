@@ -149,6 +149,7 @@ def test_any_market_and_key_arrive_intact(market: str, key: str) -> None:
         ("500 Internal Server Error", "unavailable"),
         ("502 Bad Gateway", "unavailable"),
         ("503 Service Unavailable", "unavailable"),
+        ("300 Multiple Choices", "unavailable"),
         ("301 Moved Permanently", "unavailable"),
         ("302 Found", "unavailable"),
         ("307 Temporary Redirect", "unavailable"),
@@ -503,6 +504,30 @@ def test_what_is_not_an_answer_is_unavailable(answer: bytes) -> None:
 def test_no_answer_whatsoever_raises(answer: bytes) -> None:
     after(answer, read_timeout=0.05)
     after(b"HTTP/1.1 400 Bad\r\n" + answer, read_timeout=0.05)
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "400 Bad Request", "503 Busy"])
+def test_an_outcome_has_the_time_that_elevate_took(status: str) -> None:
+    now = 100.0
+
+    def serve(connection: socket.socket, number: int) -> None:
+        nonlocal now
+        read_request(connection)
+        now += 0.25
+        connection.sendall(f"HTTP/1.1 {status}\r\n\r\n".encode())
+
+    with wire(serve) as server:
+        outcome = Elevate(Settings("table", "bus", server.url), lambda: now).notify(SESSION)
+    assert (outcome.latency_ms, outcome.reason) == (250.0, "")
+
+
+def test_a_connection_that_owes_a_body_is_not_used_again() -> None:
+    """A 204 has none, so whatever comes of it would be in the way of the next answer."""
+    owing = b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n"
+    with wire(answering(owing, NO_CONTENT)) as server:
+        elevate = client(server.url)
+        assert [elevate.notify(SESSION).kind for _ in range(2)] == ["delivered"] * 2
+        assert server.connections == 2
 
 
 def test_refused_connections_and_unknown_hosts_are_unavailable() -> None:
