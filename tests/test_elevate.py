@@ -88,7 +88,8 @@ def test_the_documented_example_is_sent_to_the_letter() -> None:
         "&esales.customerKey=d9528030-509c-4e0f-b585-7168f1e9feca"
         "&esales.sessionKey=b106299c-eac0-4f6f-96d2-93e57c255784 HTTP/1.1"
     )
-    assert "content-type: application/json" in request.lower()
+    assert "Content-Type: application/json\r\n" in request
+    assert "User-Agent: elevate-sessions\r\n" in request
     assert "content-length: 0" in request.lower()
     assert request.endswith("\r\n\r\n")
 
@@ -513,12 +514,12 @@ def test_an_outcome_has_the_time_that_elevate_took(status: str) -> None:
     def serve(connection: socket.socket, number: int) -> None:
         nonlocal now
         read_request(connection)
-        now += 0.25
+        now += 0.12344
         connection.sendall(f"HTTP/1.1 {status}\r\n\r\n".encode())
 
     with wire(serve) as server:
         outcome = Elevate(Settings("table", "bus", server.url), lambda: now).notify(SESSION)
-    assert (outcome.latency_ms, outcome.reason) == (250.0, "")
+    assert (outcome.latency_ms, outcome.reason) == (123.4, "")
 
 
 def test_a_connection_that_owes_a_body_is_not_used_again() -> None:
@@ -685,6 +686,7 @@ def test_after_three_time_outs_no_caller_waits() -> None:
             assert elevate.notify(SESSION).sent
         held_back = elevate.notify(SESSION)
         assert (held_back.kind, held_back.sent) == ("unavailable", False)
+        assert held_back.reason == "not sent: Elevate has timed out"
         assert server.connections == 3
         assert elevate.is_held_back("UK")
         assert not elevate.is_held_back("SE")

@@ -61,7 +61,7 @@ class Elevate:
         )
         self._connect_timeout = settings.connect_timeout
         self._dialect = settings.dialect
-        self._path = urlsplit(settings.elevate_url).path.rstrip("/") + settings.dialect.path
+        self._path = urlsplit(settings.elevate_url).path + settings.dialect.path
         self._clock = clock
         self._breaker = Breaker(clock)
 
