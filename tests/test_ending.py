@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from emulated import Clock, FakeElevate
 from endings import FOREVER, Service, end, new_session, service_of, state, sweep
 from sessions.breaker import TIMEOUTS
-from sessions.ending import BACKOFF_LIMIT, End, backoff
-from sessions.session import Activity, Source
+from sessions.ending import BACKOFF_LIMIT, End, backoff, settlement
+from sessions.session import Activity, Outcome, Row, Session, Settlement, Source
 from sessions.settings import Settings
 from sessions.telemetry import hashed
 from wire import read_request, wire
@@ -212,6 +212,36 @@ def test_a_sweep_without_a_registry_reports_it_and_does_not_raise(
 
 
 # -- backoff and log lines ---------------------------------------------------------------------
+
+
+TRIED_TWICE = Row(Session("UK", "session"), due_at=None, active_at=0, attempts=2)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        (Outcome("delivered", 204), Settlement("ended", None, 3, 204)),
+        (Outcome("rejected", 400, "no"), Settlement("rejected", None, 3, 400, "no")),
+        (Outcome("unavailable", 503, "busy"), Settlement("retrying", 0, 3, 503, "busy")),
+        (
+            Outcome("unavailable", reason="not sent", sent=False),
+            Settlement("retrying", 0, 2, None, "not sent"),
+        ),
+    ],
+)
+def test_what_an_outcome_makes_of_a_session(
+    settings: Settings, outcome: Outcome, expected: Settlement
+) -> None:
+    settled = settlement(TRIED_TWICE, outcome, 1000.9, settings)
+    if expected.state == "retrying":
+        assert settled.due_at in range(1001, 1000 + 30 * 2**3 + 1)
+        settled = replace(settled, due_at=0)
+    assert settled == expected
+
+
+def test_a_retry_is_due_when_elevate_asked_for_it(settings: Settings) -> None:
+    busy = Outcome("unavailable", 503, retry_after=600)
+    assert settlement(TRIED_TWICE, busy, 1000.9, settings).due_at in range(1601, 1631)
 
 
 @given(st.integers(min_value=0, max_value=10_000))

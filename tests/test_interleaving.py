@@ -214,12 +214,15 @@ def test_a_status_shows_what_was_just_written(
 
 
 def test_an_expiry_that_cannot_be_written_is_not_a_crash(
-    shaky: Service, between: Between, clock: Clock, settings: Settings
+    shaky: Service, between: Between, clock: Clock, settings: Settings, log: Any
 ) -> None:
     """Elevate has ended the session, whether we have written it down or not."""
     long_ago = int(clock.now) - settings.session_limit - settings.slack
     between.before = cannot_settle
     assert shaky.ending.end(new_session(), long_ago, "event").result == "over"
+    failed = log()[0]
+    assert failed["operation"] == "settle"
+    assert failed["error"] == "RegistryUnavailable: ReadTimeoutError"
 
 
 def test_two_late_activities_both_count(
