@@ -75,6 +75,13 @@ def tracked(
     return sessions
 
 
+def ended_as_idle(service: Service, clock: Clock) -> Session:
+    (session,) = tracked(service, clock, 1)
+    clock.turn(IDLE)
+    assert sweep(service).counts["delivered"] == 1
+    return session
+
+
 def state(service: Service, session: Session) -> str:
     (status,) = service.ending.status(session.session_key)
     return status.state

@@ -404,7 +404,8 @@ def test_one_duplicate_does_not_make_a_long_list_of_tracks_run_one_by_one(
         meeting.wait()
 
     dynamo.before = meet
-    service.ending.track_all([*activities[:7], clicked], time.monotonic() + 60)
+    tracked = service.ending.track_all([*activities[:7], clicked], time.monotonic() + 60)
+    assert (tracked, meeting.broken) == (["tracked"] * 8, False)
     dynamo.before = lambda operation: None
     clock.turn(1800)
     rows = [row for shard in ALL_SHARDS for row in service.registry.due(shard, int(clock())).rows]

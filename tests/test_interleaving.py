@@ -9,7 +9,7 @@ import pytest
 from botocore.exceptions import ReadTimeoutError
 
 from emulated import Clock, FakeElevate
-from endings import IDLE, Service, end, new_session, state, sweep, tracked
+from endings import IDLE, Service, end, ended_as_idle, new_session, state, sweep, tracked
 from sessions.elevate import Elevate
 from sessions.ending import BACKOFF_LIMIT, Ending
 from sessions.lifetime import MINUTE
@@ -113,9 +113,7 @@ def test_two_activities_at_once_after_an_idle_end_are_both_accepted(
     shaky: Service, service: Service, between: Between, clock: Clock, elevate: FakeElevate
 ) -> None:
     """A visitor comes back and loads two pages at once: the second finds the session reopened."""
-    (session,) = tracked(service, clock, 1)
-    clock.turn(IDLE)
-    sweep(service)
+    session = ended_as_idle(service, clock)
     clock.turn(MINUTE)
     activity = Activity(session, int(clock.now))
     between.before = second_call(lambda: service.ending.track(activity))
@@ -126,9 +124,7 @@ def test_a_reopening_whose_answer_was_lost_is_not_a_conflict(
     shaky: Service, service: Service, between: Between, dynamodb: Any, clock: Clock
 ) -> None:
     """botocore repeats the call."""
-    (session,) = tracked(service, clock, 1)
-    clock.turn(IDLE)
-    sweep(service)
+    session = ended_as_idle(service, clock)
     clock.turn(MINUTE)
 
     def first(operation: str, arguments: dict[str, Any]) -> None:
@@ -228,9 +224,7 @@ def test_an_expiry_that_cannot_be_written_is_not_a_crash(
 def test_two_late_activities_both_count(
     shaky: Service, service: Service, between: Between, clock: Clock, item: Any
 ) -> None:
-    (session,) = tracked(service, clock, 1)
-    clock.turn(IDLE)
-    sweep(service)
+    session = ended_as_idle(service, clock)
     first = Activity(session, int(clock.now) + 60)
     second = Activity(session, int(clock.now) + 1200)
     clock.turn(1300)

@@ -59,6 +59,14 @@ def claim(registry: Registry, session: Session, clock: Clock) -> Claim:
     return claimed
 
 
+def claimed_as_idle(registry: Registry, session: Session, clock: Clock) -> Claim:
+    """Track a session, let it go quiet, and claim it as a sweep does."""
+    track(registry, session, clock)
+    clock.turn(IDLE)
+    (claimed,) = registry.claim_due(due(registry, clock)).done
+    return claimed
+
+
 # -- track -------------------------------------------------------------------------------------
 
 
@@ -222,9 +230,7 @@ def test_a_session_that_is_given_back_has_no_lease(
     registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
 ) -> None:
     session = new_session()
-    track(registry, session, clock)
-    clock.turn(IDLE)
-    (claimed,) = registry.claim_due(due(registry, clock)).done
+    claimed = claimed_as_idle(registry, session, clock)
     registry.settle([(claimed, Settlement("open"))])
     assert "lease" not in item(dynamodb, settings, session)
     assert state(registry, session) == "open"
@@ -234,13 +240,10 @@ def test_older_activity_of_a_session_that_is_being_retried_is_fine(
     registry: Registry, clock: Clock
 ) -> None:
     session = new_session()
-    track(registry, session, clock)
-    clock.turn(IDLE)
-    (claimed,) = registry.claim_due(due(registry, clock)).done
+    claimed = claimed_as_idle(registry, session, clock)
     later = int(clock.now) + 60
     registry.settle([(claimed, Settlement("retrying", later, 1, 503))])
     assert track(registry, session, clock, at=int(clock.now) - IDLE - 100)
-    assert registry.claim_due([]).done == []
     clock.turn(60)
     assert len(registry.claim_due(due(registry, clock)).done) == 1
     assert registry.claim(session, int(clock.now)) == "in flight", "of a sweep"
@@ -294,9 +297,7 @@ def test_a_session_tracked_in_flight_keeps_its_newer_due_time(
     registry: Registry, clock: Clock
 ) -> None:
     session = new_session()
-    track(registry, session, clock)
-    clock.turn(IDLE)
-    (claimed,) = registry.claim_due(due(registry, clock)).done
+    claimed = claimed_as_idle(registry, session, clock)
     assert track(registry, session, clock)
     registry.settle([(claimed, Settlement("retrying", int(clock.now) + 5, 1, 503))])
     (status,) = registry.status(session.session_key)
@@ -307,9 +308,7 @@ def test_a_visitor_who_comes_back_reopens_an_idle_end_but_not_a_sign_out(
     registry: Registry, clock: Clock
 ) -> None:
     idle, signed_out = new_session(), new_session()
-    track(registry, idle, clock)
-    clock.turn(IDLE)
-    (claimed,) = registry.claim_due(due(registry, clock)).done
+    claimed = claimed_as_idle(registry, idle, clock)
     later = int(clock.now) + 60
     registry.settle(
         [

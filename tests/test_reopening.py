@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from emulated import Clock, FakeElevate
-from endings import IDLE, Service, end, new_session, state, sweep, tracked
+from endings import IDLE, Service, end, ended_as_idle, new_session, state, sweep, tracked
 from sessions.lifetime import DAY, HOUR, MINUTE
 from sessions.session import Activity, Session, Settlement
 from sessions.settings import Settings
@@ -18,13 +18,6 @@ FOREVER = 1e12
 
 def back(service: Service, session: Session, clock: Clock) -> str:
     return service.ending.track(Activity(session, int(clock.now)))
-
-
-def ended_as_idle(service: Service, clock: Clock) -> Session:
-    (session,) = tracked(service, clock, 1)
-    clock.turn(IDLE)
-    assert sweep(service).counts["delivered"] == 1
-    return session
 
 
 def test_activity_after_an_idle_end_reopens_the_session_and_it_is_ended_again(

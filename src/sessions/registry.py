@@ -115,6 +115,7 @@ class Registry:
         """
         now, lease = self._now(), uuid.uuid4().hex
         wanted = session, asked_at, now, lease, self._settings
+        # Only an end that was promised before needs the second, which sets no TTL.
         for promised in (False, True):
             claimed, item = self._update(statements.claim(*wanted, promised=promised), "ALL_NEW")
             if claimed:
