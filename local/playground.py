@@ -5,6 +5,7 @@ for through the API and the bus. It shows session keys, so it answers nobody but
 """
 
 import json
+import sys
 import threading
 import time
 from collections import deque
@@ -169,6 +170,11 @@ def _elevate(service: Service) -> dict[str, Any]:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False  # a stop waits for no browser
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print a traceback, unless the browser only left."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler(playground: Playground) -> type[BaseHTTPRequestHandler]:

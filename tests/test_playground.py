@@ -3,6 +3,9 @@
 import http.client
 import json
 import socket
+import struct
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -137,6 +140,31 @@ def test_it_says_what_it_waits_for_and_when_the_stack_has_gone(table: str) -> No
             playground.show(service)
             status, text, _ = ask(playground, "GET", "/state")
         assert (status, "does not answer" in text.decode()) == (503, True)
+
+
+def test_a_browser_that_leaves_prints_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with Playground() as playground:
+        # Given a browser in the middle of its request
+        port = int(playground.url.rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port)) as browser:
+            browser.sendall(b"GET /state HTTP/1.1\r\n")
+            thread = request_thread()
+            # When it leaves without a farewell
+            browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        thread.join(10)
+    # Then the terminal shows nothing of it.
+    assert not thread.is_alive()
+    assert capsys.readouterr().err == ""
+
+
+def request_thread() -> threading.Thread:
+    """Return the thread that serves a request, as soon as there is one."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        for thread in threading.enumerate():
+            if "process_request_thread" in thread.name:
+                return thread
+    raise AssertionError("no request arrived")
 
 
 def put(dynamodb: Any, table: str, *rows: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The simulated Elevate is as strict as Elevate's documentation, and its faults are real ones."""
 
 import contextlib
+import gc
 import http.client
 import json
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -334,6 +336,28 @@ def test_it_stops_even_if_a_client_reads_nothing() -> None:
             # When Elevate is told to stop, then it does
         with pytest.raises(ConnectionRefusedError), raw(elevate):
             pass
+
+
+def test_it_leaks_no_connection_that_arrives_as_it_stops() -> None:
+    def call_until_it_is_gone(elevate: SimulatedElevate) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                with raw(elevate) as connection:
+                    connection.sendall(b"GET /_sim/fault HTTP/1.1\r\nHost: e\r\n\r\n")
+                    connection.recv(1000)
+
+    # Given clients that connect again and again
+    with warnings.catch_warnings(record=True) as leaks, ThreadPoolExecutor(3) as threads:
+        warnings.simplefilter("always", ResourceWarning)
+        for _ in range(20):
+            # When Elevate stops
+            with SimulatedElevate() as elevate:
+                calls = [threads.submit(call_until_it_is_gone, elevate) for _ in range(3)]
+            for call in calls:
+                call.result()
+        # Then no connection is left to the garbage collector.
+        gc.collect()
+    assert not leaks
 
 
 # -- what it received ----------------------------------------------------------------------
