@@ -4,10 +4,12 @@ import itertools
 import socket
 from dataclasses import replace
 
+import pytest
+
 from sessions.breaker import PAUSE, TIMEOUTS, Breaker
 from sessions.elevate import Elevate
 from sessions.settings import Settings
-from wire import SESSION, answering, client, http, never, read_request, wire
+from wire import NO_CONTENT, SESSION, answering, client, http, never, read_request, wire
 
 
 def test_after_three_time_outs_no_caller_waits() -> None:
@@ -44,13 +46,16 @@ def test_quick_failures_do_not_open_the_breaker() -> None:
     assert elevate.notify(SESSION).reason.startswith("NewConnectionError")
 
 
-def test_a_quick_failure_between_time_outs_restarts_the_count() -> None:
-    """The network answers at once, so nobody waits in vain."""
+@pytest.mark.parametrize("answer", [NO_CONTENT, b""], ids=["answer", "failure"])
+def test_what_comes_at_once_between_time_outs_restarts_the_count(answer: bytes) -> None:
+    """Elevate or its network answers, so nobody waits in vain."""
     quick = 2
 
     def serve(connection: socket.socket, number: int) -> None:
         read_request(connection)
-        if number != quick:
+        if number == quick:
+            connection.sendall(answer)
+        else:
             never(connection, number)
 
     with wire(serve) as server:

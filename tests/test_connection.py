@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -74,6 +75,32 @@ def test_a_used_connection_is_used_again() -> None:
         kinds = [elevate.notify(SESSION).kind for _ in range(6)]
         assert kinds == ["delivered", "rejected", "unavailable"] * 2
         assert server.connections == 1
+
+
+def test_as_many_connections_are_kept_as_threads_may_notify() -> None:
+    together = threading.Barrier(3, timeout=10)
+
+    def serve(connection: socket.socket, number: int) -> None:
+        while read_request(connection):
+            together.wait()
+            connection.sendall(NO_CONTENT)
+
+    with wire(serve) as server, ThreadPoolExecutor(3) as threads:
+        elevate = client(server.url, concurrency=3, read_timeout=10)
+        for _ in range(3):
+            assert {one.kind for one in threads.map(elevate.notify, [SESSION] * 3)} == {"delivered"}
+        assert server.connections == 3
+
+
+def test_the_rest_of_a_long_answer_is_not_waited_for() -> None:
+    def serve(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        head = b"HTTP/1.1 400 Bad\r\nContent-Length: 999999999\r\n\r\n"
+        connection.sendall(head + b"market " * 1000)
+        never(connection, number)
+
+    with wire(serve) as server:
+        assert client(server.url).notify(SESSION).reason.startswith("market market")
 
 
 def test_connect_and_read_time_outs_are_separate() -> None:

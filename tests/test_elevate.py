@@ -3,6 +3,7 @@
 import base64
 import datetime
 import email.utils
+import gzip
 import logging
 import signal
 import socket
@@ -213,6 +214,11 @@ def test_plain_words_are_quoted_and_nothing_else(
 def test_the_reason_is_at_most_1_kb(quoted: Callable[[bytes, Session], str]) -> None:
     reason = quoted(b"\xff" + b"many words " * 10_000, SESSION)
     assert 1000 < len(reason.encode()) <= 1024
+
+
+def test_a_compressed_body_is_not_inflated() -> None:
+    body = gzip.compress(b"The market is unknown. " * 1000)
+    assert "market" not in after(http("400 Bad", body, "Content-Encoding: gzip")).reason
 
 
 def test_the_reason_is_not_cut_within_a_character(

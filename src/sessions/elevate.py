@@ -95,7 +95,7 @@ class Elevate:
 
     def _outcome(self, response: BaseHTTPResponse, session: Session, started: float) -> Outcome:
         """Return what an answer means. Its status decides; its body only adds a reason."""
-        status, reason, retry_after = response.status, "", None
+        status = response.status
         if 200 <= status < 300:
             _finish(response)
             return Outcome("delivered", status, "", None, _ms(self._clock() - started))
