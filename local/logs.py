@@ -9,7 +9,7 @@ from typing import Any
 # How late (milliseconds) a line may arrive and still be shown.
 _LATE = 10_000
 # Fields that say the same on every line here, or have a place of their own.
-_QUIET = {"function", "level", "message", "timestamp", "service"}
+_QUIET = {"function", "level", "message", "timestamp"}
 _TRACEBACK = "Traceback (most recent call last):"
 
 

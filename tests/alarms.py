@@ -1,5 +1,6 @@
 """The template's alarms, evaluated as CloudWatch does."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,11 @@ ALARMS: dict[str, dict[str, Any]] = {
     if resource["Type"] == "AWS::CloudWatch::Alarm"
 }
 DEFAULTS = {name: p["Default"] for name, p in template()["Parameters"].items()}
-STATISTICS: dict[str, Callable[[list[float]], float]] = {"Maximum": max, "Minimum": min, "Sum": sum}
+STATISTICS: dict[str, Callable[[list[float]], float]] = {"Maximum": max, "Sum": sum}
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "GreaterThanThreshold": operator.gt,
+    "LessThanOrEqualToThreshold": operator.le,
+}
 
 
 def fires(alarm: dict[str, Any], periods: list[list[float]]) -> bool:
@@ -27,14 +32,14 @@ def state(alarm: dict[str, Any], periods: list[list[float]]) -> str:
     """
     statistic = STATISTICS[alarm["Statistic"]]
     count = int(_number(alarm["EvaluationPeriods"]))
-    assert alarm["ComparisonOperator"] == "GreaterThanThreshold"
+    is_breach = COMPARISONS[alarm["ComparisonOperator"]]
     assert alarm["TreatMissingData"] in ("missing", "notBreaching")
     if alarm["TreatMissingData"] == "missing":
         periods = [points for points in periods if points]
         if not periods:
             return "INSUFFICIENT_DATA"
     breaching = [
-        bool(points) and statistic(points) > _number(alarm["Threshold"])
+        bool(points) and is_breach(statistic(points), _number(alarm["Threshold"]))
         for points in periods[-count:]
     ]
     return "ALARM" if breaching.count(True) >= needed(alarm) else "OK"

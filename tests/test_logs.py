@@ -13,7 +13,6 @@ OURS = {
     "level": "INFO",
     "message": "notification",
     "timestamp": "2001-11-24T09:25:51.000+00:00",
-    "service": "elevate-sessions",
     "correlation_id": "c1",
     "status": 204,
 }

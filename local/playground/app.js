@@ -230,8 +230,8 @@ function showElevate() {
 }
 
 // The fields a reader needs least; hovering over a line shows all of it.
-const QUIET = ["function", "level", "message", "timestamp", "service", "correlation_id",
-  "xray_trace_id", "customer", "sent"];
+const QUIET = ["function", "level", "message", "timestamp", "correlation_id",
+  "xray_trace_id", "customer"];
 
 function fields(line, quiet) {
   return Object.entries(line)

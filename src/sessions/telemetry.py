@@ -33,6 +33,7 @@ class Telemetry:
 
     def __init__(self, level: str = "INFO") -> None:
         self._logger = Logger(location=None, use_rfc3339=True, utc=True)
+        self._logger.remove_keys(["service"])  # the stack, and so in the log group's name
         # Not through Powertools: with JSON logs Lambda sets a level too, which would win there.
         logging.getLogger(self._logger.name).setLevel(level)
         self._metrics = Metrics()
@@ -55,7 +56,7 @@ class Telemetry:
             status=outcome.status,
             reason=outcome.reason,
             latency_ms=outcome.latency_ms,
-            sent=outcome.sent,
+            sent=None if outcome.sent else False,
             attempt=attempt,
             source=source,
         )
@@ -138,9 +139,9 @@ class Telemetry:
         with contextlib.suppress(OSError, ValueError):
             for latency_ms in latencies:
                 self._metrics.add_metric("ElevateLatency", MetricUnit.Milliseconds, latency_ms)
-            if counts["Delivered"] or counts["Rejected"]:
-                # So a minute's minimum is above 0 only if nothing got through in it.
-                self._metrics.add_metric("Unavailable", MetricUnit.Count, 0)
+            if counts["Unavailable"]:
+                # So a minute's maximum is 0 only if nothing got through that should have.
+                counts.setdefault("Delivered", 0)
             for name, value in counts.items():
                 self._metrics.add_metric(name, MetricUnit.Count, value)
             if counts:
