@@ -146,9 +146,10 @@ def test_a_browser_that_leaves_prints_no_traceback(capsys: pytest.CaptureFixture
     with Playground() as playground:
         # Given a browser in the middle of its request
         port = int(playground.url.rsplit(":", 1)[1])
+        before = set(threading.enumerate())
         with socket.create_connection(("127.0.0.1", port)) as browser:
             browser.sendall(b"GET /state HTTP/1.1\r\n")
-            thread = request_thread()
+            thread = new_thread(before)
             # When it leaves without a farewell
             browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         thread.join(10)
@@ -157,12 +158,12 @@ def test_a_browser_that_leaves_prints_no_traceback(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == ""
 
 
-def request_thread() -> threading.Thread:
-    """Return the thread that serves a request, as soon as there is one."""
+def new_thread(before: set[threading.Thread]) -> threading.Thread:
+    """Return a thread that was not there before, as soon as one runs."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        for thread in threading.enumerate():
-            if "process_request_thread" in thread.name:
+        for thread in set(threading.enumerate()) - before:
+            if thread.is_alive():  # not so until it has begun to run
                 return thread
     raise AssertionError("no request arrived")
 
