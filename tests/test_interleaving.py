@@ -197,6 +197,17 @@ def test_an_end_that_is_asked_for_again_costs_one_refused_write(
     assert calls == ["update_item"]
 
 
+def test_a_click_soon_after_another_costs_one_refused_write(
+    shaky: Service, between: Between, clock: Clock
+) -> None:
+    session, now = new_session(), int(clock.now)
+    shaky.ending.track(Activity(session, now, interactive=True))
+    calls: list[str] = []
+    between.before = lambda operation, _: calls.append(operation)
+    assert shaky.ending.track(Activity(session, now + 1, interactive=True)) == "tracked"
+    assert calls == ["update_item"]
+
+
 def test_a_status_shows_what_was_just_written(
     shaky: Service, between: Between, clock: Clock, elevate: FakeElevate
 ) -> None:
