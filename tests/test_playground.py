@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from local.playground import Playground
 from local.service import Service
@@ -140,6 +140,23 @@ def test_it_says_what_it_waits_for_and_when_the_stack_has_gone(table: str) -> No
             playground.show(service)
             status, text, _ = ask(playground, "GET", "/state")
         assert (status, "does not answer" in text.decode()) == (503, True)
+
+
+def test_its_buttons_wait_for_the_stack(playground: Playground, page: Page) -> None:
+    buttons = page.locator("#tools button")
+    # Given a page whose first look at the stack is under way: it knows no market yet
+    answers: list[Route] = []
+    page.route("**/state", lambda route: answers.append(route), times=1)
+    page.goto(playground.url)
+    expect(buttons).to_have_count(4)
+    # Then nothing can be pressed,
+    for button in buttons.all():
+        expect(button).to_be_disabled()
+    # until the state has come.
+    answers[0].continue_()
+    for button in buttons.all():
+        expect(button).to_be_enabled()
+    expect(page.locator("#market")).to_have_value("UK")
 
 
 def test_a_browser_that_leaves_prints_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -297,6 +297,7 @@ async function refresh() {
 function begin() {
   $("market").append(...state.markets.map((name) => make("option", { textContent: name })));
   $("market-label").hidden = state.markets.length < 2;
+  for (const button of $("tools").querySelectorAll("button")) button.disabled = false;
   play();
 }
 
