@@ -248,10 +248,11 @@ def test_a_visitor_whose_sign_out_was_never_sent_is_not_forgotten(
     service: Service, clock: Clock, elevate: FakeElevate, item: Any, settings: Settings
 ) -> None:
     """Nobody learned that the session was over; activity goes on under the same keys."""
-    session = new_session()
-    service.registry.claim(session, int(clock.now))  # and the function dies
-    clock.turn(LEASE_SECONDS + MINUTE)
+    session, asked_at = new_session(), int(clock.now)
+    service.registry.claim(session, asked_at)  # and the function dies
+    clock.turn(LEASE_SECONDS)
     answer = service.ending.track(Activity(session, int(clock.now)))
+    assert item(session)["requestedAt"] == {"N": str(asked_at)}
     clock.turn(IDLE)
     sweep(service)
     assert elevate.keys() == [session.session_key], answer

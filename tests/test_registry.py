@@ -1,5 +1,6 @@
 """The registry on the emulator's DynamoDB: what each condition protects."""
 
+import time
 import uuid
 from dataclasses import replace
 from typing import Any
@@ -115,11 +116,12 @@ def test_sign_in_replaces_the_customer_key_at_once(registry: Registry, clock: Cl
     assert row.session == after
 
 
+@pytest.mark.parametrize("known", [False, None])
 def test_older_activity_changes_nothing_but_may_add_a_click(
-    registry: Registry, clock: Clock
+    registry: Registry, clock: Clock, known: bool | None
 ) -> None:
     session = new_session()
-    track(registry, session, clock, interactive=False)
+    track(registry, session, clock, interactive=known)
     older = replace(session, customer_key=str(uuid.uuid4()))
     assert track(registry, older, clock, at=int(clock.now) - 100, interactive=True)
     clock.turn(IDLE)
@@ -226,7 +228,7 @@ def test_an_outcome_is_dated_by_its_claim_and_leaves_no_lease(
     assert settled["sweepShard"] == {"N": str(-1 - shard_of(session.session_key, settings.shards))}
 
 
-def test_a_session_that_is_given_back_has_no_lease(
+def test_a_session_that_is_given_back_has_no_lease_and_is_due(
     registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
 ) -> None:
     session = new_session()
@@ -234,6 +236,7 @@ def test_a_session_that_is_given_back_has_no_lease(
     registry.settle([(claimed, Settlement("open"))])
     assert "lease" not in item(dynamodb, settings, session)
     assert state(registry, session) == "open"
+    assert [row.session for row in due(registry, clock)] == [session]
 
 
 def test_older_activity_of_a_session_that_is_being_retried_is_fine(
@@ -258,6 +261,19 @@ def test_an_expired_lease_settles_nothing(registry: Registry, clock: Clock) -> N
     assert state(registry, session) == "ending"
     registry.settle([(second, Settlement("rejected", None, 1, 400, "no"))])
     assert state(registry, session) == "rejected"
+
+
+def test_a_sweep_does_not_settle_what_another_has_claimed_since(
+    registry: Registry, clock: Clock
+) -> None:
+    session = new_session()
+    first = claimed_as_idle(registry, session, clock)
+    clock.turn(LEASE_SECONDS + 1)
+    (second,) = registry.claim_due(due(registry, clock)).done
+    registry.settle([(first, Settlement("rejected", None, 1, 400, "no"))])
+    assert state(registry, session) == "ending"
+    registry.settle([(second, Settlement("ended", None, 1, 204))])
+    assert state(registry, session) == "ended"
 
 
 @pytest.mark.parametrize("final", ["ended", "expired"])
@@ -351,6 +367,36 @@ def test_the_statements_of_a_batch_succeed_or_fail_independently(
     assert claimed == {s.session_key for s in sessions} - {s.session_key for s in sessions[::5]}
 
 
+def test_throttled_statements_wait_longer_each_time(
+    settings: Settings, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a random time (full jitter), so that sweeps side by side do not all come back at once."""
+
+    class Throttled:
+        def batch_execute_statement(self, Statements: list[Any]) -> Any:
+            return {"Responses": [{"Error": {"Code": "ThrottlingError"}} for _ in Statements]}
+
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    registry = Registry(settings, Throttled(), clock)
+    row = Row(new_session(), int(clock.now), int(clock.now))
+    for _ in range(200):
+        assert registry.claim_due([row]) == Written([], ["ThrottlingError"])
+    for tries, limit in enumerate([0.05, 0.1, 0.2, 0.4]):
+        each = waits[tries::4]
+        assert 0 <= min(each) < limit / 4
+        assert limit * 3 / 4 < max(each) <= limit
+
+
+def test_a_statement_that_fails_without_a_code_has_failed(settings: Settings, clock: Clock) -> None:
+    class Vague:
+        def batch_execute_statement(self, Statements: list[Any]) -> Any:
+            return {"Responses": [{"Error": {"Message": "?"}} for _ in Statements]}
+
+    row = Row(new_session(), int(clock.now), int(clock.now))
+    assert Registry(settings, Vague(), clock).claim_due([row]) == Written([], ["unknown"])
+
+
 def test_each_page_starts_where_the_last_one_stopped(settings: Settings, clock: Clock) -> None:
     registry = Registry(replace(settings, shards=1), clock=clock)
     for _ in range(PAGE + 1):
@@ -419,8 +465,12 @@ def test_a_row_that_cannot_be_read_is_left_and_counted(
     damaged = item(dynamodb, settings, session) | damage
     damaged = {name: value for name, value in damaged.items() if value is not None}
     dynamodb.put_item(TableName=settings.table_name, Item=damaged)
+    another = replace(session, market="SE")
+    dynamodb.put_item(
+        TableName=settings.table_name, Item=damaged | {"market": {"S": another.market}}
+    )
     page = registry.due(shard_of(session.session_key, settings.shards), int(clock.now))
-    assert (page.rows, page.unreadable) == ([], 1)
+    assert (page.rows, page.unreadable) == ([], 2)
     assert item(dynamodb, settings, session) == damaged
 
 

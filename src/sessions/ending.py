@@ -213,7 +213,7 @@ def settle(
 ) -> bool:
     """Write outcomes; return whether all are written. What a sweep cannot write stays due."""
     try:
-        failed = registry.settle(settlements).failed
+        failed = registry.settle(settlements)
     except RegistryUnavailable as error:
         telemetry.registry_failed("settle", error)
         return False

@@ -185,10 +185,8 @@ class Registry:
         now = self._now()
         return self._write(rows, lambda row: statements.expire(row, now, self._settings))
 
-    def settle(
-        self, settlements: Sequence[tuple[Claim, Settlement]]
-    ) -> Written[tuple[Claim, Settlement]]:
-        """Write outcomes, each on the condition that its lease is still ours.
+    def settle(self, settlements: Sequence[tuple[Claim, Settlement]]) -> list[str]:
+        """Write outcomes, each if its lease is still ours; return the codes of those that failed.
 
         A session that was asked for in flight is ended all the same if its end was delivered; else
         what has happened to it in flight counts, and it only loses the lease.
@@ -199,7 +197,7 @@ class Registry:
             lambda one: statements.settle(*one, now, settings),
         )
         if len(written.done) == len(settlements):
-            return written
+            return []
         left = [one for one in settlements if one not in written.done]
         asked = self._write(
             [one for one in left if one[1].state == "ended"],
@@ -209,8 +207,7 @@ class Registry:
             [one for one in left if one not in asked.done],
             lambda one: statements.give_back(one[0]),
         )
-        failed = [*written.failed, *asked.failed, *given_back.failed]
-        return Written([*written.done, *asked.done], failed)
+        return [*written.failed, *asked.failed, *given_back.failed]
 
     # -- calls -------------------------------------------------------------------------------
 
