@@ -12,19 +12,7 @@ It serves both dialects as documented, and keeps what it received (the last half
     GET    /_sim/fault           the current fault
     PUT    /_sim/fault           set one: `{"kind": …, "seconds": …, "rate": …, "retryAfter": …}`
 
-Kinds of fault, none of which touches the control requests above:
-
-    none     answer as documented
-    down     drop the connection as soon as it asks for something, without an answer
-    busy     answer 503, with `Retry-After: retryAfter` when that is given
-    slow     take the notification at once, answer after `seconds` (2)
-    hang     take the request and never answer, until the client leaves or the fault changes
-    reset    take the notification, then reset the connection in the middle of the answer
-    reject   answer 400
-    garbage  answer bytes that are not HTTP
-    flaky    with probability `rate` (0.5) be busy, reset, down or slow, else answer as documented
-
-`for` is how many seconds a fault lasts; for a kind without delays, `seconds` means the same.
+faults.py has the kinds of fault; none of them touches the control requests above.
 
 A notification is delivered when Elevate took it, and `status` is then 204, even if the client never
 saw that answer: `reset`, or `slow` beyond its patience. What `down`, `busy`, `hang`, `reject` and
@@ -36,48 +24,22 @@ import asyncio
 import contextlib
 import json
 import random
-import re
 import signal
 import socket
 import struct
 import threading
-import time
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable
+from typing import Any, Self
 from urllib.parse import parse_qsl, unquote
 
 import h11
 
-WEB_V2 = "/api/v2/notifications/end"
-STOREFRONT_V3 = "/api/storefront/v3/notifications/end"
-KINDS = ("none", "down", "busy", "slow", "hang", "reset", "reject", "garbage", "flaky")
+from local.elevate_rules import Answer, judge
+from local.faults import fault_of, kind_of, lasts
+from local.received import Received
 
-_FLAKY = ("busy", "reset", "down", "slow")
-_DELAYS = ("slow", "flaky")
 _KEPT = 500_000  # about 250 MB of notifications
 _BODY_KEPT = 65_536
-_UUID4 = re.compile(
-    r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE
-)
-
-
-class _Answer(NamedTuple):
-    status: int
-    body: bytes = b""
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-class _Kept(NamedTuple):
-    """One request; its target is parsed only when somebody asks."""
-
-    time: float
-    method: str
-    target: str
-    session_key: str
-    status: int | None
-    fault: str
 
 
 class SimulatedElevate:
@@ -95,12 +57,11 @@ class SimulatedElevate:
         self._markets = frozenset(markets)
         self._port = port
         self._latency = latency
-        self._limit = kept
+        self._received = Received(kept)
         self._fault: dict[str, Any] = {"kind": "none"}
         self._fault_ends: asyncio.TimerHandle | None = None
         self._fault_changed = asyncio.Event()
         self._stop = asyncio.Event()
-        self._forget()
 
     def __enter__(self) -> Self:
         listener = socket.create_server(("127.0.0.1", self._port), backlog=1024)
@@ -118,22 +79,20 @@ class SimulatedElevate:
 
     def notifications(self) -> list[dict[str, Any]]:
         """Return what was received and is still kept."""
-        return self._ask(
-            lambda: [self._shown(place, kept) for place, kept in enumerate(self._received)]
-        )
+        return self._ask(self._received.all)
 
     def summary(self) -> dict[str, Any]:
         """Return how much was received and delivered, and what was delivered twice."""
-        return self._ask(self._summary)
+        return self._ask(self._received.summary)
 
     def fault(self, fault: dict[str, Any]) -> None:
         """Switch the fault; raises ValueError for an invalid one, which changes nothing."""
-        understood = _fault(fault)
+        understood = fault_of(fault)
         self._ask(lambda: self._change_fault(understood))
 
     def clear(self) -> None:
         """Forget what was received."""
-        self._ask(self._forget)
+        self._ask(self._received.clear)
 
     def _ask[T](self, call: Callable[[], T]) -> T:
         """Call in the server's thread, the only one that touches its state."""
@@ -169,7 +128,7 @@ class SimulatedElevate:
             while request := await _read(http, reader, writer):
                 method, target, body = request
                 if target.startswith("/_sim/"):
-                    answer: _Answer | None = self._control(method, target, body)
+                    answer: Answer | None = self._control(method, target, body)
                 else:
                     answer = await self._elevate(reader, writer, method, target)
                 if answer is None:
@@ -180,7 +139,7 @@ class SimulatedElevate:
                 http.start_next_cycle()
         except h11.RemoteProtocolError as error:
             with contextlib.suppress(OSError, h11.LocalProtocolError):
-                await _write(http, writer, _Answer(error.error_status_hint, b"Not HTTP/1.1."), "")
+                await _write(http, writer, Answer(error.error_status_hint, b"Not HTTP/1.1."), "")
         except OSError:
             pass  # the client left
         finally:
@@ -190,25 +149,21 @@ class SimulatedElevate:
 
     async def _elevate(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, target: str
-    ) -> _Answer | None:
+    ) -> Answer | None:
         """Return the answer, or None when a fault has used up the connection."""
         fault = self._fault
-        kind = fault["kind"]
-        if kind == "flaky":
-            kind = random.choice(_FLAKY) if random.random() < fault.get("rate", 0.5) else "none"
-        path, _, query = target.partition("?")
-        arguments = _arguments(query)
+        kind = kind_of(fault)
         match kind:
             case "down" | "hang" | "garbage":
                 answer = None
             case "busy":
                 after = (("Retry-After", fault["retryAfter"]),) if "retryAfter" in fault else ()
-                answer = _Answer(503, b"The cluster is busy.", after)
+                answer = Answer(503, b"The cluster is busy.", after)
             case "reject":
-                answer = _Answer(400, b"Rejected by the simulated fault.")
+                answer = Answer(400, b"Rejected by the simulated fault.")
             case _:
-                answer = self._judge(method, path, arguments)
-        self._keep(method, target, _session_key(arguments), answer and answer.status, kind)
+                answer = judge(method, target, self._markets)
+        self._received.keep(method, target, answer and answer.status, kind)
         match kind:
             case "slow":
                 await asyncio.sleep(fault.get("seconds", 2.0))
@@ -243,153 +198,37 @@ class SimulatedElevate:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
 
-    # -- Elevate's rules -------------------------------------------------------------------
-
-    def _judge(self, method: str, path: str, arguments: list[tuple[str, str]] | None) -> _Answer:
-        if path not in (WEB_V2, STOREFRONT_V3):
-            return _Answer(404, b"No such resource.")
-        if method != "POST":
-            return _Answer(405, b"Use POST.", (("Allow", "POST"),))
-        if arguments is None:
-            return _Answer(400, b"The query is not percent-encoded UTF-8.")
-        given = dict(arguments)
-        if len(given) != len(arguments):
-            return _Answer(400, b"An argument is given twice.")
-        wrong = self._web_v2(given) if path == WEB_V2 else self._storefront_v3(given)
-        return _Answer(400, wrong.encode()) if wrong else _Answer(204)
-
-    def _web_v2(self, given: dict[str, str]) -> str:
-        if given.keys() != {"esales.market", "esales.customerKey", "esales.sessionKey"}:
-            return "Required are esales.market, esales.customerKey and esales.sessionKey."
-        if not self._has_market(given["esales.market"]):
-            return "The market is not configured."
-        for name in ("esales.customerKey", "esales.sessionKey"):
-            if not _UUID4.fullmatch(given[name]):
-                return f"The argument {name} is not a UUID v4."
-        return ""
-
-    def _storefront_v3(self, given: dict[str, str]) -> str:
-        keys = {"customerKey", "sessionKey"}
-        match given.get("userContext", "PERSONALIZED"):
-            case "PERSONALIZED":
-                wanted, allowed = keys, keys
-            case "UNPERSONALIZED":
-                wanted, allowed = {"sessionKey"}, {"sessionKey"}
-            case "ANONYMOUS":
-                wanted, allowed = set(), set()
-            case "SYNTHETIC":
-                wanted, allowed = set(), keys
-            case _:
-                return "The userContext is unknown."
-        names = given.keys() - {"userContext"}
-        if not {"market", *wanted} <= names <= {"market", *allowed}:
-            return "The arguments do not fit the userContext."
-        if not self._has_market(given["market"]):
-            return "The market is not configured."
-        if any(not 1 <= len(given[name]) <= 255 for name in names & keys):
-            return "A key has 1 to 255 characters."
-        return ""
-
-    def _has_market(self, market: str) -> bool:
-        return not self._markets or market in self._markets
-
-    # -- what was received -----------------------------------------------------------------
-
-    def _forget(self) -> None:
-        self._received: list[_Kept] = []
-        self._dropped = 0
-        self._deliveries = 0
-        self._delivered: Counter[str] = Counter()
-
-    def _keep(
-        self, method: str, target: str, session_key: str, status: int | None, fault: str
-    ) -> None:
-        if len(self._received) >= self._limit:
-            self._drop_older_half()
-        kept = _Kept(time.time(), method, target, session_key, status, fault)
-        self._received.append(kept)
-        self._count(kept, 1)
-
-    def _drop_older_half(self) -> None:
-        older = self._received[: self._limit // 2]
-        for kept in older:
-            self._count(kept, -1)
-        del self._received[: len(older)]
-        self._dropped += len(older)
-
-    def _count(self, kept: _Kept, change: int) -> None:
-        if kept.status != 204:
-            return
-        self._deliveries += change
-        # A synthetic or anonymous visitor may have no session to count.
-        if kept.session_key:
-            self._delivered[kept.session_key] += change
-            if not self._delivered[kept.session_key]:
-                del self._delivered[kept.session_key]
-
-    def _shown(self, place: int, kept: _Kept) -> dict[str, Any]:
-        path, _, query = kept.target.partition("?")
-        shown: dict[str, Any] = {
-            "index": self._dropped + place + 1,
-            "time": kept.time,
-            "method": kept.method,
-            "path": path,
-            "query": dict(parse_qsl(query, keep_blank_values=True)),
-            "rawQuery": query,
-            "status": kept.status,
-        }
-        if kept.fault != "none":
-            shown["fault"] = kept.fault
-        return shown
-
-    def _summary(self) -> dict[str, Any]:
-        return {
-            "received": len(self._received),
-            "delivered": self._deliveries,
-            "sessions": len(self._delivered),
-            "deliveredTwice": sorted(key for key, times in self._delivered.items() if times > 1),
-            "forgotten": self._dropped,
-        }
-
     # -- control ---------------------------------------------------------------------------
 
-    def _control(self, method: str, target: str, body: bytes) -> _Answer:
+    def _control(self, method: str, target: str, body: bytes) -> Answer:
         path, _, query = target.partition("?")
         match method, path:
             case "GET", "/_sim/notifications":
                 return self._page(dict(parse_qsl(query, keep_blank_values=True)))
             case "DELETE", "/_sim/notifications":
-                self._forget()
-                return _Answer(204)
+                self._received.clear()
+                return Answer(204)
             case "GET", "/_sim/summary":
-                return _json(200, self._summary())
+                return _json(200, self._received.summary())
             case "GET", "/_sim/fault":
                 return _json(200, self._fault)
             case "PUT", "/_sim/fault":
                 try:
-                    self._change_fault(_fault(json.loads(body)))
+                    self._change_fault(fault_of(json.loads(body)))
                 except (ValueError, RecursionError) as error:
                     return _json(400, {"error": str(error)})
-                return _Answer(204)
+                return Answer(204)
             case _:
                 return _json(404, {"error": "no such control"})
 
-    def _page(self, arguments: dict[str, str]) -> _Answer:
+    def _page(self, arguments: dict[str, str]) -> Answer:
         try:
             after, limit = int(arguments.get("after", "0")), int(arguments.get("limit", "1000"))
         except ValueError:
             after, limit = -1, 0
         if after < 0 or limit < 1:
             return _json(400, {"error": "after is an index, and limit at least 1"})
-        places: Sequence[int] = range(len(self._received))
-        if key := arguments.get("sessionKey"):
-            places = [n for n in places if self._received[n].session_key == key]
-        rest = places[bisect_left(places, after - self._dropped) :]
-        shown = [self._shown(n, self._received[n]) for n in rest[:limit]]
-        page: dict[str, Any] = {"count": len(places), "notifications": shown}
-        if len(rest) > limit:
-            page["next"] = shown[-1]["index"]
-        return _json(200, page)
+        return _json(200, self._received.page(after, limit, arguments.get("sessionKey", "")))
 
     def _change_fault(self, fault: dict[str, Any]) -> None:
         if self._fault_ends:
@@ -398,50 +237,8 @@ class SimulatedElevate:
         self._fault = fault
         self._fault_changed.set()
         self._fault_changed = asyncio.Event()
-        lasts = fault.get("for", None if fault["kind"] in _DELAYS else fault.get("seconds"))
-        if lasts is not None:
-            self._fault_ends = self._loop.call_later(lasts, self._change_fault, {"kind": "none"})
-
-
-def _fault(given: Any) -> dict[str, Any]:
-    """Return a fault that is understood; raises ValueError."""
-    if not isinstance(given, dict) or given.get("kind") not in KINDS:
-        raise ValueError(f"kind is one of {', '.join(KINDS)}")
-    fault = {name: value for name, value in given.items() if value is not None}
-    for name, value in fault.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        match name:
-            case "kind":
-                pass
-            case "seconds" | "for":
-                if not (number and 0 <= value <= 86_400):
-                    raise ValueError(f"{name} is a number from 0 to 86400")
-            case "rate":
-                if not (number and 0 <= value <= 1):
-                    raise ValueError("rate is a number from 0 to 1")
-            case "retryAfter":
-                if not (number or isinstance(value, str)):
-                    raise ValueError("retryAfter is a number or a string")
-                fault[name] = str(value).strip()
-                if not (fault[name].isascii() and fault[name].isprintable()):
-                    raise ValueError("retryAfter is printable ASCII")
-            case _:
-                raise ValueError(f"there is no {name} in a fault")
-    return fault
-
-
-def _arguments(query: str) -> list[tuple[str, str]] | None:
-    try:
-        return parse_qsl(query, keep_blank_values=True, errors="strict")
-    except ValueError:
-        return None
-
-
-def _session_key(arguments: list[tuple[str, str]] | None) -> str:
-    for name, value in arguments or ():
-        if name in ("esales.sessionKey", "sessionKey"):
-            return value
-    return ""
+        if (seconds := lasts(fault)) is not None:
+            self._fault_ends = self._loop.call_later(seconds, self._change_fault, {"kind": "none"})
 
 
 def markets_of(text: str) -> tuple[str, ...]:
@@ -449,8 +246,8 @@ def markets_of(text: str) -> tuple[str, ...]:
     return tuple(unquote(market.strip()) for market in text.split(",") if market.strip())
 
 
-def _json(status: int, value: Any) -> _Answer:
-    return _Answer(status, json.dumps(value).encode(), (("Content-Type", "application/json"),))
+def _json(status: int, value: Any) -> Answer:
+    return Answer(status, json.dumps(value).encode(), (("Content-Type", "application/json"),))
 
 
 # -- the wire ------------------------------------------------------------------------------
@@ -481,7 +278,7 @@ async def _read(
 
 
 async def _write(
-    http: h11.Connection, writer: asyncio.StreamWriter, answer: _Answer, method: str
+    http: h11.Connection, writer: asyncio.StreamWriter, answer: Answer, method: str
 ) -> None:
     headers = list(answer.headers)
     if answer.status != 204:

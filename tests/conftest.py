@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-pytest_plugins = ["browser", "emulated", "endings", "handlers"]
+pytest_plugins = ["browser", "emulated", "endings", "faulty_dynamodb", "handlers", "simulated"]
 
 
 # Where all tests share one deployed stack.

@@ -9,6 +9,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
+
 THROTTLED = (
     400,
     b'{"__type": "com.amazonaws.dynamodb.v20120810#ThrottlingException", "message": "slow down"}',
@@ -110,3 +112,11 @@ def faulty_dynamodb(endpoint: str) -> Iterator[FaultyDynamoDB]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.fixture
+def dynamo(aws: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyDynamoDB]:
+    """Return the DynamoDB that the functions use, which may be told to fail."""
+    with faulty_dynamodb(aws) as faulty:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.url)
+        yield faulty

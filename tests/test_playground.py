@@ -31,12 +31,6 @@ def table(dynamodb: Any) -> str:
 
 
 @pytest.fixture
-def simulated() -> Iterator[SimulatedElevate]:
-    with SimulatedElevate() as elevate:
-        yield elevate
-
-
-@pytest.fixture
 def playground(aws: str, table: str, simulated: SimulatedElevate) -> Iterator[Playground]:
     """Show a registry and an Elevate, without functions."""
     info = {

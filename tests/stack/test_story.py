@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from local.faults import KINDS
 from local.playground import Playground
 from local.service import Service
-from local.simulated_elevate import KINDS
 from stack.conftest import Deployed, wait_for
 
 
