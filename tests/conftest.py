@@ -7,7 +7,15 @@ import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-pytest_plugins = ["browser", "emulated", "endings", "faulty_dynamodb", "handlers", "simulated"]
+pytest_plugins = [
+    "browser",
+    "emulated",
+    "endings",
+    "faulty_dynamodb",
+    "handlers",
+    "simulated",
+    "world",
+]
 
 
 # Where all tests share one deployed stack.

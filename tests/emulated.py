@@ -23,6 +23,9 @@ from registry_table import create_table
 from sessions.settings import Settings
 from sessions.telemetry import Telemetry
 
+# The structured lines logged since the test began.
+type Log = Callable[[], list[dict[str, Any]]]
+
 
 @dataclass
 class Clock:
@@ -121,7 +124,7 @@ def dynamodb(aws: str) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def log() -> Callable[[], list[dict[str, Any]]]:
+def log() -> Log:
     """Return a helper that reads the structured lines logged since the test began.
 
     Powertools' handler keeps the stream that was stdout when it was created, so each test sets one.

@@ -6,13 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emulated import Clock, FakeElevate
+from emulated import Clock, FakeElevate, Log
 from endings import FOREVER, Service, end, new_session, service_of, state, sweep
 from sessions.breaker import TIMEOUTS
 from sessions.ending import BACKOFF_LIMIT, End, backoff, settlement
@@ -20,8 +19,6 @@ from sessions.session import Activity, Outcome, Row, Session, Settlement, Source
 from sessions.settings import Settings
 from sessions.telemetry import hashed
 from wire import read_request, wire
-
-type Log = Callable[[], list[dict[str, Any]]]
 
 # -- one explicit end --------------------------------------------------------------------------
 

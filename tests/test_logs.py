@@ -1,107 +1,198 @@
-"""The readable log: what is shown of a line, and that none is missed or shown twice."""
+"""Log lines are as documented, and no key is readable anywhere outside."""
 
-import itertools
+import base64
 import json
-import time
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
-from local.logs import as_json, follow, readable
+from emulated import FakeElevate, Log
+from faulty_dynamodb import FaultyDynamoDB
+from handler import application as shared
+from handler import end, sweep, track
+from handler.application import Application
+from handlers import Context, forget, sample
+from sessions.session import Session
+from sessions.telemetry import Telemetry, hashed
+from world import World, names, rows_of
 
-OURS = {
-    "level": "INFO",
-    "message": "notification",
-    "timestamp": "2001-11-24T09:25:51.000+00:00",
-    "correlation_id": "c1",
-    "status": 204,
-}
-TIME_OUT = {
-    "time": "2001-11-24T09:25:51.000Z",
-    "type": "platform.report",
-    "record": {"requestId": "r1", "status": "timeout", "metrics": {}},
-}
-FAILED = {
-    "timestamp": "2001-11-24T09:25:51Z",
-    "level": "ERROR",
-    "errorMessage": "no session d9528030-509c-4e0f-b585-7168f1e9feca",
-    "errorType": "KeyError",
-    "stackTrace": [],
+COMMON = {"level", "message", "timestamp", "correlation_id"}
+TYPES: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "list": list,
 }
 
 
-@pytest.mark.parametrize(
-    ("line", "shown"),
-    [
-        (OURS, "09:25:51 end   INFO    notification correlation_id=c1 status=204"),
-        (TIME_OUT, "09:25:51 end   ERROR   platform.report status=timeout requestId=r1"),
-        (FAILED, "09:25:51 end   ERROR   failed errorType=KeyError"),
-        (TIME_OUT | {"record": {"status": "success"}}, ""),
-        (TIME_OUT | {"type": "platform.start", "record": {"requestId": "r1"}}, ""),
-        ({"_aws": {}, "Delivered": [1.0]}, ""),
-        ({"other": 1}, ""),
-        ([], ""),
-    ],
-)
-def test_a_line_is_shown_as_text(line: Any, shown: str) -> None:
-    assert readable("end", json.dumps(line)) == shown
+def test_every_line_is_as_documented_and_every_documented_field_is_written(
+    all_that_happens: World, log: Log
+) -> None:
+    lines = {next(iter(names(row[0]))): (row[1], names(row[2])) for row in rows_of("`message`")}
+    types = {name: row[1] for row in rows_of("field") for name in names(row[0])}
+    seen: dict[str, set[str]] = {message: set() for message in lines}
+    for line in log():
+        level, fields = lines[line["message"]]
+        assert line["level"] in level
+        assert set(line) >= COMMON
+        for name in set(line) - COMMON:
+            assert name in fields, (line["message"], name)
+            assert isinstance(line[name], TYPES[types[name]]), name
+            seen[line["message"]].add(name)
+    for message, (_, fields) in lines.items():
+        assert seen[message] == fields, message
 
 
-def test_what_is_not_json_is_shown_as_it_is_except_lambdas_frame() -> None:
-    assert readable("end", "Task timed out after 30 s\n") == "end   Task timed out after 30 s"
-    assert readable("end", "START RequestId: r1") == ""
+def test_levels_say_who_must_act(all_that_happens: World, log: Log) -> None:
+    found = {
+        (line["message"], line.get("outcome", line.get("source")), line["level"])
+        for line in log()
+        if line["level"] != "DEBUG"
+    }
+    tried_again = {
+        ("notification", "unavailable", "WARNING"),
+        ("registry failed", None, "WARNING"),
+        ("sweep", None, "WARNING"),  # stopped by Elevate
+    }
+    someone_must_act = {
+        ("notification", "rejected", "ERROR"),
+        ("refused", "event", "ERROR"),  # a dead-letter message
+        ("refused", "sweep", "ERROR"),
+        ("crashed", None, "ERROR"),
+        ("unknown event", None, "ERROR"),
+    }
+    normal = {
+        ("notification", "delivered", "INFO"),
+        ("expired", "expired", "INFO"),
+        ("sweep", None, "INFO"),
+        ("refused", "api", "INFO"),  # its caller has the answer
+    }
+    assert found == normal | tried_again | someone_must_act
 
 
-def test_a_line_as_json_names_its_function_and_omits_the_text_of_exceptions() -> None:
-    assert json.loads(as_json("end", json.dumps(OURS))) == {"function": "end"} | OURS
-    shown = json.loads(as_json("end", json.dumps(FAILED)))
-    assert (shown["function"], shown["errorType"]) == ("end", "KeyError")
-    assert "d9528030" not in str(shown)
-    assert as_json("end", json.dumps({"_aws": {}})) == as_json("end", "REPORT RequestId") == ""
+def test_a_sweep_warns_of_rows_that_it_cannot_read(world: World, dynamodb: Any, log: Log) -> None:
+    table = world.application.settings.table_name
+    keys = {"sessionKey": {"S": world.key()}, "market": {"S": "UK"}}
+    due = {"sweepShard": {"N": "1"}, "dueAt": {"N": "1"}}
+    dynamodb.put_item(TableName=table, Item=keys | due | {"state": {"S": "of a later version"}})
+    try:
+        world.sweep()
+    finally:
+        dynamodb.delete_item(TableName=table, Key=keys)
+    (line,) = log()
+    assert (line["level"], line["unreadable"]) == ("WARNING", 1)
 
 
-class FakeLogs:
-    """A CloudWatch Logs that returns each poll's events, as far back as it is asked for."""
-
-    class exceptions:
-        ResourceNotFoundException = KeyError
-
-    def __init__(self, *written: list[tuple[int, str]]) -> None:
-        self._written = itertools.accumulate(written)
-
-    def get_paginator(self, name: str) -> "FakeLogs":
-        return self
-
-    def paginate(self, logGroupName: str, startTime: int) -> list[dict[str, Any]]:
-        events = next(self._written)
-        found = [{"timestamp": at, "message": m} for at, m in events if at >= startTime]
-        return [{"events": found}]
+def test_the_log_level_is_the_one_that_was_set_whatever_lambda_sets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], log: Log
+) -> None:
+    """Where logs are JSON, Lambda sets AWS_LAMBDA_LOG_LEVEL itself."""
+    monkeypatch.setenv("AWS_LAMBDA_LOG_LEVEL", "INFO")
+    telemetry = Telemetry("ERROR")
+    telemetry.refused([], "api")
+    telemetry.count("Invalid", 0)
+    telemetry.crashed(ValueError())
+    telemetry.flush()
+    assert [line["message"] for line in log()] == ["crashed"]
+    (metrics,) = capsys.readouterr().out.splitlines()
+    assert json.loads(metrics)["Invalid"] == [1.0]
 
 
-def test_no_line_is_missed_or_shown_twice_even_if_it_comes_late() -> None:
-    now = int(time.time() * 1000)
-    before, first, late, same = (now - 60_000, "b"), (now + 9000, "1"), (now + 5000, "2"), "3"
-    logs = FakeLogs([before, first], [], [late], [(now + 9500, same)], [(now + 9500, same)])
-    lines = follow(logs, ["/aws/lambda/stack-end"], 0, lambda _, message: message)
-    assert list(itertools.islice(lines, 4)) == ["1", "2", same, same]
+def test_what_sends_nothing_is_logged_at_debug(world: World, log: Log) -> None:
+    world.due()
+    world.end()
+    call = sample("api_end", body=json.dumps(session := world.session()))
+    world.call(end, call)
+    world.call(end, call)
+    world.reopen()
+    world.event(track, "session_active", session)
+    traces = [line for line in log() if line["level"] == "DEBUG"]
+    assert [(line["message"], line["result"]) for line in traces] == [
+        ("track", "tracked"),
+        ("repeated end", "over"),
+        ("track", "tracked"),
+        ("track", "reopened"),
+        ("track", "over"),
+    ]
+    assert traces[1]["session"] == traces[-1]["session"] == hashed(session["sessionKey"])
+    forget()
+    Telemetry("INFO").tracked("tracked", Session("UK", world.key(), world.key()))
+    assert [line for line in log() if line["level"] == "DEBUG"] == traces
 
 
-TRACEBACK = [
-    "Traceback (most recent call last):",
-    '  File "/var/task/handler/end.py", line 9, in handle',
-    "    b = a[key]",
-    "        ~^^^^^",
-    '  File "/var/task/handler/a.py", line 9, in find',
-    "    b = a[key]",
-    "        ~^^^^^",
-    "KeyError: 'market'",
-]
+def test_a_notification_has_the_correlation_id_of_its_call_event_tick_or_hand_over(
+    world: World, log: Log
+) -> None:
+    world.end()
+    world.event(end, "session_ended", world.session())
+    world.due()
+    sweep.handle(sample("scheduled_sweep"), Context())
+    world.due()
+    handed_over = {"correlationId": "tick of an hour ago", "depth": 1}
+    sweep.handle(sample("session_sweep", detail=handed_over), Context())
+    called = sample("api_end")["requestContext"]["requestId"]
+    event, tick = sample("session_ended")["id"], Context.aws_request_id
+    found = [line["correlation_id"] for line in log() if line["level"] != "DEBUG"]
+    assert found == [called, event, tick, tick, "tick of an hour ago", "tick of an hour ago"]
 
 
-def test_a_traceback_reads_as_written_and_is_not_repeated_by_each_retry() -> None:
-    now = int(time.time() * 1000)
-    first = [(now + 1000, line) for line in TRACEBACK]
-    retry = [(now + 2000, line) for line in [*TRACEBACK, "after"]]
-    lines = follow(FakeLogs(first, retry), ["stack-end"], 0, lambda _, message: message)
-    again = "KeyError: 'market' (again; its traceback is above)"
-    assert list(itertools.islice(lines, len(TRACEBACK) + 2)) == [*TRACEBACK, again, "after"]
+def test_every_line_has_a_correlation_id(all_that_happens: World, log: Log) -> None:
+    assert all(line["correlation_id"] for line in log())
+
+
+# -- keys --------------------------------------------------------------------------------------
+
+
+def forms(key: str) -> Iterator[str]:
+    yield from (key, quote(key, safe=""), json.dumps(key)[1:-1], key.replace("-", ""))
+    # In base64 a text can begin at one of three offsets.
+    for before in range(3):
+        encoded = base64.b64encode(b"x" * before + key.encode()).decode()
+        yield encoded[4:-4]
+
+
+def test_no_key_is_readable_anywhere(
+    all_that_happens: World, log: Log, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = capsys.readouterr()
+    written = "\n".join([json.dumps(log()), out, err, *all_that_happens.answers]).lower()
+    assert len(all_that_happens.keys) > 50
+    for key in all_that_happens.keys:
+        for form in forms(key):
+            assert form.lower() not in written
+    assert any(str(hashed(key)) in written for key in all_that_happens.keys)
+
+
+class FreeText(World):
+    """Elevate 4 takes any text as a key."""
+
+    def key(self) -> str:
+        self.keys.append(f"jürgen+o'neil{len(self.keys)}@shop.example/ß \U0001f6d2")
+        return self.keys[-1]
+
+
+def test_keys_of_free_text_are_not_readable_either(
+    application: Application,
+    elevate: FakeElevate,
+    monkeypatch: pytest.MonkeyPatch,
+    log: Log,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ELEVATE_API", "storefront-v3")
+    forget()
+    world = FreeText(shared.application(), elevate, FaultyDynamoDB(""))
+    for status in (204, 400, 503):
+        elevate.statuses = [status]
+        world.end()
+        world.event(end, "session_ended", world.session())
+        world.due()
+        world.sweep()
+    out, err = capsys.readouterr()
+    written = "\n".join([json.dumps(log()), out, err, *world.answers]).lower()
+    assert {line.get("status") for line in log()} >= {204, 400, 503}
+    for key in world.keys:
+        for form in forms(key):
+            assert form.lower() not in written

@@ -1,7 +1,6 @@
 """Sweeps: due sessions are ended once, in time and at Elevate's pace; with a real registry."""
 
 import io
-import itertools
 import logging
 import threading
 import time
@@ -14,22 +13,19 @@ import pytest
 from aws_lambda_powertools import Logger
 from botocore.exceptions import ClientError
 
-from emulated import Clock, FakeElevate
+from emulated import Clock, FakeElevate, Log
 from endings import FOREVER, IDLE, Service, end, new_session, state, sweep, tracked
 from sessions.breaker import TIMEOUTS
 from sessions.dialects import STOREFRONT_V3
 from sessions.elevate import Elevate
 from sessions.ending import BACKOFF_LIMIT
 from sessions.lifetime import HOUR, MINUTE
-from sessions.pacer import Pacer
 from sessions.registry import BATCH, Registry
 from sessions.session import Activity, Outcome, Session
 from sessions.settings import Settings
 from sessions.statements import shard_of
 from sessions.sweeping import ALL_SHARDS, SETTLE_RESERVE, Sweeper
 from sessions.telemetry import Telemetry
-
-type Log = Callable[[], list[dict[str, Any]]]
 
 
 def test_quiet_sessions_are_ended_and_active_ones_are_not(
@@ -375,39 +371,6 @@ def test_changing_the_dialect_and_the_idle_time_loses_nothing(
     clock.turn(IDLE)
     new = make(replace(settings, dialect=STOREFRONT_V3, idle=5 * MINUTE))
     assert sweep(new).counts["delivered"] == 6
-
-
-def test_calls_are_spaced_evenly_at_the_rate() -> None:
-    """Sixteen threads share it; 500 turns at 50 a second take ten seconds, within 5 %."""
-    now = [100.0]
-    turns: list[float] = []
-    pacer = Pacer(50, clock=lambda: now[0], sleep=lambda seconds: turns.append(now[0] + seconds))
-    for _ in range(501):
-        pacer.wait(FOREVER)
-        now[0] += 0.001  # a caller comes every millisecond: far more than the rate
-    spent = turns[-1] - 100.0
-    assert spent == pytest.approx(500 / 50, rel=0.05)
-    steps = [later - earlier for earlier, later in itertools.pairwise(turns)]
-    assert min(steps) == pytest.approx(1 / 50)
-
-
-def test_an_unused_rate_is_not_saved_up() -> None:
-    now = [100.0]
-    slept: list[float] = []
-    pacer = Pacer(10, clock=lambda: now[0], sleep=slept.append)
-    pacer.wait(FOREVER)
-    now[0] += 60
-    for _ in range(3):
-        pacer.wait(FOREVER)
-    assert slept == pytest.approx([0.1, 0.2])
-
-
-def test_a_turn_that_would_come_too_late_is_neither_awaited_nor_taken() -> None:
-    slept: list[float] = []
-    pacer = Pacer(10, clock=lambda: 100.0, sleep=slept.append)
-    assert [pacer.wait(100.15) for _ in range(4)] == [True, True, False, False]
-    assert pacer.wait(100.2)
-    assert slept == pytest.approx([0.1, 0.2])
 
 
 def test_a_sweep_stays_within_elevates_rate(

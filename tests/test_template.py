@@ -112,7 +112,7 @@ def test_every_dead_letter_queue_and_function_has_alarms() -> None:
 
 
 def test_the_fixed_cost_is_at_most_five_dollars_a_month() -> None:
-    """The dashboard shows every metric (tests/test_observability.py); itself it is free, or off."""
+    """The dashboard shows every metric (tests/test_metrics.py); itself it is free, or off."""
     prices = tomllib.loads((ROOT / "bench" / "prices.toml").read_text())["cloudwatch"]
     body = RESOURCES["StackDashboard"]["Properties"]["DashboardBody"]
     metrics = set(re.findall(r'"ElevateSessions", "(\w+)"', body))
