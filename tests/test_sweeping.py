@@ -25,7 +25,7 @@ from sessions.session import Activity, Outcome, Session
 from sessions.settings import Settings
 from sessions.statements import shard_of
 from sessions.sweeping import ALL_SHARDS, SETTLE_RESERVE, Sweeper
-from sessions.telemetry import Telemetry
+from sessions.telemetry import Telemetry, hashed
 
 
 def test_quiet_sessions_are_ended_and_active_ones_are_not(
@@ -257,10 +257,12 @@ def test_each_notification_is_logged_when_it_happens(
     service, _ = slowly
     elevate.markets, lines = {}, list[int]()
     elevate.before_answer = lambda: lines.append(len(log()))
-    tracked(service, clock, 3)
+    sessions = tracked(service, clock, 3)
     clock.turn(IDLE)
     sweep(service)
     assert lines == [0, 1, 2]
+    assert {line["session"] for line in log()} == {hashed(one.session_key) for one in sessions}
+    assert {(line["attempt"], line["source"]) for line in log()} == {(1, "sweep")}
 
 
 def test_what_is_held_back_is_not_claimed(
@@ -281,6 +283,28 @@ def test_what_is_held_back_is_not_claimed(
     report = sweep(service)
     assert (report.counts["claimed"], report.stopped) == (0, "elevate")
     assert item(session) == before
+
+
+def test_what_is_not_sent_after_a_few_time_outs_counts_as_held_back(
+    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
+) -> None:
+    service = make(replace(settings, read_timeout=0.05, concurrency=1))
+    elevate.markets = {"UK": (204, 0.3)}
+    tracked(service, clock, 5)
+    clock.turn(IDLE)
+    counts = sweep(service).counts
+    assert (counts["retried"], counts["held_back"]) == (TIMEOUTS, 5 - TIMEOUTS)
+
+
+def test_what_another_sweep_has_claimed_is_skipped(
+    service: Service, clock: Clock, elevate: FakeElevate
+) -> None:
+    tracked(service, clock, 5)
+    clock.turn(IDLE)
+    due = [row for s in ALL_SHARDS for row in service.registry.due(s, int(clock.now)).rows]
+    service.registry.claim_due(due[:2])
+    counts = sweep(service).counts
+    assert (counts["due"], counts["skipped"], counts["claimed"]) == (5, 2, 3)
 
 
 def test_simultaneous_sweeps_send_each_session_once(
@@ -384,11 +408,16 @@ def test_a_sweep_stays_within_elevates_rate(
     assert time.monotonic() - started >= 39 / 50
 
 
+@pytest.mark.parametrize("rate", [2, 0.2])
 def test_a_low_rate_does_not_make_a_sweep_overrun_its_time(
-    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
+    settings: Settings,
+    make: Callable[[Settings], Service],
+    clock: Clock,
+    elevate: FakeElevate,
+    rate: float,
 ) -> None:
     """Sixteen threads ask for a turn; one whose turn would be too late gives its session back."""
-    slow = make(replace(settings, max_rate=2, connect_timeout=0.5, read_timeout=0.5))
+    slow = make(replace(settings, max_rate=rate, connect_timeout=0.5, read_timeout=0.5))
     tracked(slow, clock, 40)
     clock.turn(IDLE)
     last_call = 2 * 0.5 + 0.5 + SETTLE_RESERVE
@@ -406,7 +435,7 @@ def test_a_low_rate_does_not_make_a_sweep_overrun_its_time(
 def test_a_bug_of_ours_does_not_keep_other_sessions_from_being_settled(
     service: Service, clock: Clock, elevate: FakeElevate, log: Log
 ) -> None:
-    tracked(service, clock, 5)
+    sessions = tracked(service, clock, 5)
     clock.turn(IDLE)
     notify, faults = service.elevate.notify, iter([True])
 
@@ -419,6 +448,8 @@ def test_a_bug_of_ours_does_not_keep_other_sessions_from_being_settled(
     report = sweep(service)
     assert (report.counts["delivered"], report.counts["retried"]) == (4, 1)
     assert [line["error"] for line in log() if line["message"] == "crashed"] == ["KeyError"]
+    left = [service.ending.status(session.session_key)[0] for session in sessions]
+    assert [one.last_reason for one in left if one.state == "retrying"] == ["KeyError"]
     clock.turn(BACKOFF_LIMIT)
     assert sweep(service).counts["delivered"] == 1
     assert len(elevate.keys()) == 5
