@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from emulated import Clock, FakeElevate
-from endings import IDLE, Service, new_session, state, sweep, tracked
+from endings import IDLE, Service, new_session, service_of, state, sweep, tracked
+from faulty_dynamodb import FaultyDynamoDB
 from sessions.registry import Page, Registry
 from sessions.settings import Settings
 from sessions.statements import shard_of
@@ -26,6 +27,46 @@ def test_expired_sessions_do_not_delay_the_others(
     clock.turn(IDLE)
     report = sweep(service)
     assert (report.counts["expired"], report.counts["delivered"]) == (count, 5)
+
+
+def test_a_shard_of_several_pages_is_swept_to_its_end(
+    settings: Settings,
+    make: Callable[[Settings], Service],
+    clock: Clock,
+    elevate: FakeElevate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sessions.registry.PAGE", 4)
+    service = make(replace(settings, shards=2))
+    sessions = tracked(service, clock, 30)
+    clock.turn(IDLE)
+    report = sweep(service)
+    assert sorted(elevate.keys()) == sorted(session.session_key for session in sessions)
+    assert report.counts["backlog"] == 8, "the first pages of two shards"
+
+
+def test_rows_that_cannot_be_read_are_counted_and_delay_no_others(
+    service: Service, clock: Clock, dynamodb: Any, settings: Settings
+) -> None:
+    put_due(dynamodb, settings, clock, 20)
+    for number in range(4):
+        key = {"sessionKey": {"S": str(number)}, "market": {"S": "UK"}}
+        bad = key | {"sweepShard": {"N": str(number // 2)}, "dueAt": {"N": "1"}}
+        dynamodb.put_item(TableName=settings.table_name, Item=bad)
+    counts = sweep(service).counts
+    assert (counts["unreadable"], counts["backlog"], counts["delivered"]) == (4, 20, 20)
+
+
+def test_a_backlog_is_claimed_and_settled_in_large_batches(
+    dynamo: FaultyDynamoDB, settings: Settings, clock: Clock, elevate: FakeElevate
+) -> None:
+    """Each batch costs two calls; twenty at a time would be 0.1 a session."""
+    service = service_of(replace(settings, concurrency=4), clock)
+    tracked(service, clock, 400)
+    clock.turn(IDLE)
+    dynamo.calls.clear()
+    assert sweep(service).counts["delivered"] == 400
+    assert dynamo.calls.count("BatchExecuteStatement") <= 0.15 * 400
 
 
 def test_reading_stops_when_time_runs_out(

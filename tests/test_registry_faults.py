@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from emulated import Clock, FakeElevate
+from emulated import Clock, FakeElevate, Log
 from endings import Service, new_session, service_of, sweep, tracked
 from endings import end as end_again
 from faulty_dynamodb import Drop, FaultyDynamoDB
@@ -33,7 +33,7 @@ def test_a_throttled_call_is_retried(
 
 
 def test_a_call_that_stays_throttled_or_slow_does_not_keep_elevate_waiting(
-    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate, log: Any
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate, log: Log
 ) -> None:
     dynamo.throttles = 1000
     assert service.ending.end(new_session(), int(clock.now), "api").result == "delivered"
@@ -82,7 +82,7 @@ def test_statements_that_fail_for_good_leave_their_rows_due(
     dynamo: FaultyDynamoDB,
     clock: Clock,
     elevate: FakeElevate,
-    log: Any,
+    log: Log,
     code: str,
 ) -> None:
     tracked(service, clock, 12)
@@ -90,7 +90,8 @@ def test_statements_that_fail_for_good_leave_their_rows_due(
     dynamo.statement_errors = lambda statements: {0: code}
     first = sweep(service)
     assert first.counts["delivered"] < 12
-    assert any(line["message"] == "registry failed" for line in log())
+    failed = [line for line in log() if line["message"] == "registry failed"]
+    assert {(line["operation"], line["error"]) for line in failed} == {("statement", code)}
     dynamo.statement_errors = lambda statements: {}
     clock.turn(LEASE_SECONDS + 1)
     sweep(service)
@@ -110,7 +111,7 @@ def test_a_sweep_whose_every_statement_is_refused_stops_and_says_so(
         0,
         0,
     )
-    assert 0 < report.counts["failed"] < 60
+    assert 0 < report.counts["failed"] == report.counts["due"] < 60
     assert elevate.received == []
     dynamo.statement_errors = lambda statements: {}
     assert sweep(service).counts["delivered"] == 60
@@ -145,18 +146,20 @@ def test_tracks_that_run_out_of_time_are_lost_and_can_be_sent_again(
 def test_one_duplicate_does_not_make_a_long_list_of_tracks_run_one_by_one(
     service: Service, dynamo: FaultyDynamoDB, clock: Clock
 ) -> None:
-    """All threads meet at DynamoDB; of the session that comes twice, the last activity counts."""
-    meeting = threading.Barrier(4, timeout=10)
+    """Two calls meet at DynamoDB; of the session that comes twice, the last activity counts."""
+    calls, second, met = itertools.count(), threading.Event(), list[bool]()
     activities = [Activity(new_session(), int(clock.now)) for _ in range(8)]
     clicked = replace(activities[0], interactive=True)
 
     def meet(operation: str) -> None:
-        meeting.wait()
+        if next(calls):
+            second.set()
+        else:
+            met.append(second.wait(1.5))
 
     dynamo.before = meet
     tracked = service.ending.track_all([*activities[:7], clicked], time.monotonic() + 60)
-    assert (tracked, meeting.broken) == (["tracked"] * 8, False)
-    dynamo.before = lambda operation: None
+    assert (tracked, met) == (["tracked"] * 8, [True])
     clock.turn(1800)
     rows = [row for shard in ALL_SHARDS for row in service.registry.due(shard, int(clock())).rows]
     assert [row.interactive for row in rows if row.session == clicked.session] == [True]
@@ -185,7 +188,7 @@ def test_tracks_of_one_session_keep_their_order(
 
 
 def test_a_batch_that_fails_as_a_whole_leaves_its_rows_due(
-    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
+    service: Service, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate, log: Log
 ) -> None:
     tracked(service, clock, 5)
     clock.turn(1800)
@@ -201,6 +204,8 @@ def test_a_batch_that_fails_as_a_whole_leaves_its_rows_due(
         5,
         "registry",
     )
+    failed = [line for line in log() if line["message"] == "registry failed"]
+    assert {line["operation"] for line in failed} == {"claim"}
     dynamo.before = lambda operation: None
     assert sweep(service).counts["delivered"] == 5
 

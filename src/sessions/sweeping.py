@@ -222,7 +222,7 @@ class Sweeper:
 class _DueRows:
     """The due rows of several shards as one stream, oldest first; first pages come side by side.
 
-    A shard that cannot be read is counted in `failed`, and holds up no other.
+    A shard that cannot be read holds up no other; `failed` says that there was one.
     """
 
     def __init__(
@@ -237,7 +237,8 @@ class _DueRows:
         self._telemetry = telemetry
         self._now = now
         self.counts: Counter[str] = Counter()
-        self.failed = self.oldest = 0
+        self.failed = False
+        self.oldest = 0
         shards = list(shards)
         pages = dict(zip(shards, threads.map(self._page, shards), strict=True))
         self.unfinished = {s for s, page in pages.items() if page and (page.rows or page.next)}
@@ -262,5 +263,5 @@ class _DueRows:
             return self._registry.due(shard, self._now, start)
         except RegistryUnavailable as error:
             self._telemetry.registry_failed("query", error)
-            self.failed += 1
+            self.failed = True
             return None
