@@ -43,6 +43,7 @@ def test_a_shard_of_several_pages_is_swept_to_its_end(
     report = sweep(service)
     assert sorted(elevate.keys()) == sorted(session.session_key for session in sessions)
     assert report.counts["backlog"] == 8, "the first pages of two shards"
+    assert report.counts["due"] == 30, "no page was read twice"
 
 
 def test_rows_that_cannot_be_read_are_counted_and_delay_no_others(
