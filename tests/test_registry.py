@@ -388,6 +388,22 @@ def test_throttled_statements_wait_longer_each_time(
         assert limit * 3 / 4 < max(each) <= limit
 
 
+def test_a_statement_that_gets_through_at_the_last_try_has_not_failed(
+    settings: Settings, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    throttled = {"Error": {"Code": "ThrottlingError"}}
+    answers = iter([throttled, throttled, throttled, throttled, {}])
+
+    class AtLast:
+        def batch_execute_statement(self, Statements: list[Any]) -> Any:
+            return {"Responses": [next(answers) for _ in Statements]}
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    row = Row(new_session(), int(clock.now), int(clock.now))
+    claimed = Registry(settings, AtLast(), clock).claim_due([row])
+    assert ([claim.row for claim in claimed.done], claimed.failed) == ([row], [])
+
+
 def test_a_statement_that_fails_without_a_code_has_failed(settings: Settings, clock: Clock) -> None:
     class Vague:
         def batch_execute_statement(self, Statements: list[Any]) -> Any:
