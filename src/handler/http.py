@@ -148,7 +148,7 @@ def json_body(event: dict[str, Any]) -> Any:
     try:
         return json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        _refuse("body", "must be valid JSON")
+        _refuse("body", "must be valid JSON, with each name given once")
 
 
 def path_key(event: dict[str, Any]) -> str:
