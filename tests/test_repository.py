@@ -1,6 +1,8 @@
 """What newcomers see first is consistent: one version, workflows that do what CI does."""
 
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -51,3 +53,19 @@ def test_a_workflow_has_few_permissions_and_pins_its_actions(workflow: Path) -> 
         target for line in commands(workflow) for target in re.findall(r"make ([a-z-]+)", line)
     }
     assert named <= targets
+
+
+@pytest.mark.parametrize("target", ["explore", "fuzz"])
+def test_what_make_leaves_to_pytest_names_tests_that_exist(target: str) -> None:
+    """These run for minutes, and so not here: they are only collected."""
+    # Not with the options of the `make test` that runs this.
+    outside = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+    dry = ["make", "--dry-run", target]
+    said = subprocess.run(
+        dry, cwd=ROOT, env=outside, capture_output=True, text=True, check=True
+    ).stdout
+    command = f"{said.splitlines()[-1]} -n 0 --collect-only --quiet"
+    collected = subprocess.run(  # noqa: S602 - a line of our Makefile
+        command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert collected.returncode == 0, collected.stdout + collected.stderr
