@@ -132,7 +132,7 @@ $(VENV)/installed: requirements-dev.txt
 		|| { echo "Python 3.13 is needed: $(PYTHON) is another version." >&2; exit 1; }
 	@echo "Installing the tools into $(VENV)/; the first time this takes about a minute."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/pip install --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.txt
 	@touch $@
 
 # The scanners have an environment of their own: they want older versions of what the rest uses.

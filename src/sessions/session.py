@@ -69,7 +69,8 @@ class Claim:
 class Outcome:
     """What came of one notification.
 
-    `sent` is False when the breaker was open and nothing was sent. `reason` is safe to log and to
+    `sent` is False when the breaker was open and nothing was sent; `timed_out` says that Elevate kept
+    the caller waiting for as long as it may. `reason` is safe to log and to
     store: at most 1 KB, plain words only. `retry_after` is what Elevate asked for, in seconds.
     """
 
@@ -79,6 +80,7 @@ class Outcome:
     retry_after: int | None = None
     latency_ms: float = 0.0
     sent: bool = True
+    timed_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,8 @@ OURS_UNINDEXED_CONDITION = '"lease" = ? AND "activeAt" = ? AND "dueAt" IS MISSIN
 OURS_ASKED_CONDITION = '"lease" = ? AND "requestedAt" > ?'
 
 STATES = ("open", "retrying", "ending", "ended", "rejected", "expired")
+# Sweeps read the due sessions in this many parts, side by side. A constant: rows stay where they are.
+SHARDS = 8
 _INDEX = ("dueAt", "sweepShard")
 _PERSONAL = ("customerKey", "userContext", "lastReason")
 _FREE = {"leaseUntil": 0}
