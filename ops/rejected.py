@@ -6,8 +6,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from sessions.session import MAX_SHARDS
-from sessions.statements import parked
+from sessions.statements import RETENTION, SHARDS, parked
 
 # They are spread over this many seconds, so that the next sweep does not get them all at once.
 SPREAD = 60
@@ -15,7 +14,7 @@ SPREAD = 60
 
 def rejected(dynamodb: Any, table: str, market: str | None = None) -> Iterator[dict[str, Any]]:
     """Return the rejected sessions of a market, or of all, as the index holds them."""
-    for shard in range(MAX_SHARDS):
+    for shard in range(SHARDS):
         start: dict[str, Any] | None = {}
         while start is not None:
             page = dynamodb.query(
@@ -34,13 +33,13 @@ def retry(dynamodb: Any, table: str, row: dict[str, Any], now: int) -> bool:
 
     Return False, and change nothing, if something else has ended, tracked or retried it since.
     """
-    due_at = now + random.randint(0, SPREAD)  # noqa: S311 - not a secret
+    due_at = now + random.randint(0, SPREAD)
     try:
         dynamodb.update_item(
             TableName=table,
             Key={name: row[name] for name in ("sessionKey", "market")},
             UpdateExpression="SET #state = :retrying, dueAt = :due, sweepShard = :shard,"
-            " attempts = :none REMOVE expiresAt",
+            " attempts = :none, expiresAt = :expires",
             ConditionExpression="sweepShard = :parked AND dueAt = :read AND leaseUntil < :now",
             ExpressionAttributeNames={"#state": "state"},
             ExpressionAttributeValues={
@@ -49,6 +48,7 @@ def retry(dynamodb: Any, table: str, row: dict[str, Any], now: int) -> bool:
                 # `parked` is its own inverse: this is the shard again.
                 ":shard": {"N": str(parked(int(row["sweepShard"]["N"])))},
                 ":none": {"N": "0"},
+                ":expires": {"N": str(now + RETENTION)},
                 ":parked": row["sweepShard"],
                 ":read": row["dueAt"],
                 ":now": {"N": str(now)},

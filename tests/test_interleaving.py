@@ -9,15 +9,23 @@ import pytest
 from botocore.exceptions import ReadTimeoutError
 
 from emulated import Clock, FakeElevate
-from endings import IDLE, Service, end, ended_as_idle, new_session, state, sweep, tracked
-from sessions.elevate import Elevate
-from sessions.ending import BACKOFF_LIMIT, Ending
+from endings import (
+    IDLE,
+    Service,
+    end,
+    ended_as_idle,
+    new_session,
+    service_of,
+    state,
+    sweep,
+    tracked,
+)
+from sessions.ending import BACKOFF_LIMIT
 from sessions.lifetime import MINUTE
 from sessions.registry import Registry
-from sessions.session import LEASE_SECONDS, Activity
+from sessions.session import Activity
 from sessions.settings import Settings
-from sessions.sweeping import Sweeper
-from sessions.telemetry import Telemetry
+from sessions.statements import LEASE_SECONDS
 
 
 class Between:
@@ -56,9 +64,7 @@ def between(dynamodb: Any) -> Between:
 
 @pytest.fixture
 def shaky(between: Between, settings: Settings, clock: Clock) -> Service:
-    registry, elevate = Registry(settings, between, clock), Elevate(settings)
-    parts = (settings, registry, elevate, Telemetry(), clock)
-    return Service(registry, elevate, Ending(*parts), Sweeper(*parts))
+    return service_of(settings, clock, between)
 
 
 def cannot_settle(operation: str, arguments: Any) -> None:
@@ -107,17 +113,6 @@ def test_an_end_whose_settlement_is_throttled_is_not_reported_as_kept(
     clock.turn(LEASE_SECONDS + BACKOFF_LIMIT)
     sweep(service)
     assert result == "lost" or state(service, session) == "ended"
-
-
-def test_two_activities_at_once_after_an_idle_end_are_both_accepted(
-    shaky: Service, service: Service, between: Between, clock: Clock, elevate: FakeElevate
-) -> None:
-    """A visitor comes back and loads two pages at once: the second finds the session reopened."""
-    session = ended_as_idle(service, clock)
-    clock.turn(MINUTE)
-    activity = Activity(session, int(clock.now))
-    between.before = second_call(lambda: service.ending.track(activity))
-    assert shaky.ending.track(activity) != "over"
 
 
 def test_a_reopening_whose_answer_was_lost_is_not_a_conflict(
@@ -230,18 +225,6 @@ def test_an_expiry_that_cannot_be_written_is_not_a_crash(
     failed = log()[0]
     assert failed["operation"] == "settle"
     assert failed["error"] == "RegistryUnavailable: ReadTimeoutError"
-
-
-def test_two_late_activities_both_count(
-    shaky: Service, service: Service, between: Between, clock: Clock, item: Any
-) -> None:
-    session = ended_as_idle(service, clock)
-    first = Activity(session, int(clock.now) + 60)
-    second = Activity(session, int(clock.now) + 1200)
-    clock.turn(1300)
-    between.before = second_call(lambda: service.ending.track(first))
-    assert shaky.ending.track(second) == "tracked"
-    assert int(item(session)["activeAt"]["N"]) == second.at
 
 
 def test_a_visitor_whose_sign_out_was_never_sent_is_not_forgotten(

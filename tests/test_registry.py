@@ -1,33 +1,36 @@
 """The registry on the emulator's DynamoDB: what each condition protects."""
 
+import itertools
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from emulated import Clock
-from sessions.registry import BATCH, PAGE, Registry, Written
+from sessions import aws
+from sessions.lifetime import DAY
+from sessions.registry import BATCH, BatchResult, Registry
 from sessions.session import (
-    LEASE_SECONDS,
-    MAX_SHARDS,
     Activity,
     Claim,
+    RegistryUnavailable,
     Row,
     Session,
     Settlement,
     UnreadableRow,
 )
 from sessions.settings import Settings
-from sessions.statements import parked, shard_of
+from sessions.statements import LEASE_SECONDS, RETENTION, SHARDS, parked, shard_of
 
 IDLE = 30 * 60
 
 
 @pytest.fixture
 def registry(settings: Settings, clock: Clock) -> Registry:
-    return Registry(settings, clock=clock)
+    return Registry(settings, aws.client("dynamodb"), clock)
 
 
 def new_session(market: str = "UK") -> Session:
@@ -39,7 +42,7 @@ def track(registry: Registry, session: Session, clock: Clock, **changes: Any) ->
 
 
 def due(registry: Registry, clock: Clock, *, rejected: bool = False) -> list[Row]:
-    shards = [parked(s) if rejected else s for s in range(MAX_SHARDS)]
+    shards = [parked(s) if rejected else s for s in range(SHARDS)]
     return [row for shard in shards for row in registry.due(shard, int(clock.now)).rows]
 
 
@@ -97,7 +100,7 @@ def test_activity_within_the_slack_is_not_written(
 
 
 def test_the_slack_is_a_tenth_of_a_short_idle_time(settings: Settings, clock: Clock) -> None:
-    registry = Registry(replace(settings, idle=100), clock=clock)
+    registry = Registry(replace(settings, idle=100), aws.client("dynamodb"), clock)
     session = new_session()
     track(registry, session, clock)
     clock.turn(11)
@@ -166,7 +169,7 @@ def test_only_one_caller_gets_the_lease_and_the_others_request_is_kept(
     assert len(registry.claim_due(due(registry, clock)).done) == 1
     assert registry.claim(session, int(clock.now)) == "in flight"
     assert "requestedAt" in item(dynamodb, settings, session)
-    assert registry.claim_due(due(registry, clock)) == Written([], [])
+    assert registry.claim_due(due(registry, clock)) == BatchResult([], [])
     assert state(registry, session) == "ending"
 
 
@@ -177,40 +180,66 @@ def test_a_lease_runs_out(registry: Registry, clock: Clock) -> None:
     clock.turn(IDLE)
     assert len(registry.claim_due(due(registry, clock)).done) == 1
     clock.turn(LEASE_SECONDS)
-    assert registry.claim_due(due(registry, clock)) == Written([], [])
+    assert registry.claim_due(due(registry, clock)) == BatchResult([], [])
     clock.turn(1)
     assert state(registry, session) == "open"
     assert len(registry.claim_due(due(registry, clock)).done) == 1
 
 
-def test_an_explicit_claim_is_not_indexed_and_has_a_ttl(
+def test_an_explicit_claim_is_not_indexed(
     registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
 ) -> None:
     """Its caller has no answer yet, and calls again if the owner crashes."""
-    registry = Registry(replace(settings, shards=1), clock=clock)
     session = new_session()
     claim(registry, session, clock)
-    left = item(dynamodb, settings, session)
-    assert not {"dueAt", "sweepShard"} & set(left)
-    assert int(left["expiresAt"]["N"]) == int(clock.now) + settings.retention
+    assert not {"dueAt", "sweepShard"} & set(item(dynamodb, settings, session))
     assert registry.claim(session, int(clock.now)) == "in flight"
     kept = item(dynamodb, settings, session)
     assert {"dueAt", "sweepShard"} <= set(kept), "an end requested while it is in flight is kept"
-    assert "expiresAt" not in kept
-    clock.turn(LEASE_SECONDS)
-    claim(registry, session, clock)
-    assert "expiresAt" not in item(dynamodb, settings, session), "its end was promised"
 
 
-def test_a_rejected_session_that_is_claimed_again_still_has_a_ttl(
+def test_every_write_moves_the_ttl_and_none_removes_it(
     registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
 ) -> None:
-    """Its caller knows of the rejection; if the new claim's owner crashes, nothing was promised."""
+    """No end has a deadline of more than 14 days: an untouched row has nothing left to do."""
     session = new_session()
-    rejected = Settlement("rejected", None, 1, 400, "no")
-    registry.settle([(claim(registry, session, clock), rejected)])
-    claim(registry, session, clock)
-    assert "expiresAt" in item(dynamodb, settings, session)
+
+    def written(*_: Any) -> None:
+        expires_at = int(item(dynamodb, settings, session)["expiresAt"]["N"])
+        assert expires_at == int(clock.now) + RETENTION > int(clock.now) + 14 * DAY
+        clock.turn(100)
+
+    def due_row() -> Row:
+        (row,) = due(registry, clock)
+        return row
+
+    def claim_due() -> Claim:
+        (claimed,) = registry.claim_due([due_row()]).done
+        return claimed
+
+    later = int(clock.now) + IDLE
+    written(track(registry, session, clock, interactive=False))
+    written(track(registry, session, clock, at=int(clock.now) - 200, interactive=True))
+    clock.turn(IDLE)
+    claimed = claim_due()
+    written()
+    written(registry.settle([(claimed, Settlement("open"))]))
+    claimed = claim_due()
+    written(registry.settle([(claimed, Settlement("retrying", later, 1, 503))]))
+    written(registry.settle([(claim_due(), Settlement("rejected", None, 1, 400))]))
+    written(track(registry, session, clock))
+    clock.turn(IDLE)
+    written(registry.expire([due_row()]))
+    written(registry.keep(session, int(clock.now)))
+    claimed = claim_due()
+    written(registry.settle([(claimed, Settlement("ended", None, 1, 204))]))
+    again = new_session()
+    claimed = claimed_as_idle(registry, again, clock)
+    registry.settle([(claimed, Settlement("ended", None, 1, 204))])
+    session = again
+    clock.turn(100)
+    assert registry.claim(session, int(clock.now) - 1000) == "over"
+    written()
 
 
 def test_an_outcome_is_dated_by_its_claim_and_leaves_no_lease(
@@ -225,7 +254,7 @@ def test_an_outcome_is_dated_by_its_claim_and_leaves_no_lease(
     assert settled["settledAt"] == {"N": str(int(clock.now) - 10)}
     assert "lease" not in settled
     # Rejected sessions wait below zero; deployed tables have rows there.
-    assert settled["sweepShard"] == {"N": str(-1 - shard_of(session.session_key, settings.shards))}
+    assert settled["sweepShard"] == {"N": str(-1 - shard_of(session.session_key))}
 
 
 def test_a_session_that_is_given_back_has_no_lease_and_is_due(
@@ -287,7 +316,7 @@ def test_what_is_over_leaves_a_tombstone_without_personal_data(
     assert track(registry, session, clock) is False
     left = item(dynamodb, settings, session)
     assert not {"customerKey", "userContext", "dueAt", "sweepShard", "lease"} & set(left)
-    assert int(left["expiresAt"]["N"]) == int(clock.now) + settings.retention
+    assert int(left["expiresAt"]["N"]) == int(clock.now) + RETENTION
     clock.turn(IDLE)
     assert due(registry, clock) == []
     # Only what was delivered is over for good.
@@ -381,7 +410,7 @@ def test_throttled_statements_wait_longer_each_time(
     registry = Registry(settings, Throttled(), clock)
     row = Row(new_session(), int(clock.now), int(clock.now))
     for _ in range(200):
-        assert registry.claim_due([row]) == Written([], ["ThrottlingError"])
+        assert registry.claim_due([row]) == BatchResult([], ["ThrottlingError"])
     for tries, limit in enumerate([0.05, 0.1, 0.2, 0.4]):
         each = waits[tries::4]
         assert 0 <= min(each) < limit / 4
@@ -410,16 +439,19 @@ def test_a_statement_that_fails_without_a_code_has_failed(settings: Settings, cl
             return {"Responses": [{"Error": {"Message": "?"}} for _ in Statements]}
 
     row = Row(new_session(), int(clock.now), int(clock.now))
-    assert Registry(settings, Vague(), clock).claim_due([row]) == Written([], ["unknown"])
+    assert Registry(settings, Vague(), clock).claim_due([row]) == BatchResult([], ["unknown"])
 
 
-def test_each_page_starts_where_the_last_one_stopped(settings: Settings, clock: Clock) -> None:
-    registry = Registry(replace(settings, shards=1), clock=clock)
-    for _ in range(PAGE + 1):
-        track(registry, new_session(), clock)
+def test_each_page_starts_where_the_last_one_stopped(
+    registry: Registry, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessions.registry.PAGE", 3)
+    in_one_shard = (s for s in iter(new_session, None) if shard_of(s.session_key) == 0)
+    for session in itertools.islice(in_one_shard, 4):
+        track(registry, session, clock)
     clock.turn(IDLE)
     first = registry.due(0, int(clock.now))
-    assert len(first.rows) == PAGE
+    assert len(first.rows) == 3
     second = registry.due(0, int(clock.now), first.next)
     assert (len(second.rows), second.next) == (1, None)
 
@@ -435,18 +467,13 @@ def test_a_kept_end_is_due_at_once(registry: Registry, clock: Clock) -> None:
     assert track(registry, session, clock) is False
 
 
-def test_a_kept_end_counts_as_activity_unless_a_later_one_is_known(
-    registry: Registry, clock: Clock
-) -> None:
-    """Elevate's own limit counts from the last activity."""
+def test_that_somebody_asks_is_a_sign_of_life_as_of_now(registry: Registry, clock: Clock) -> None:
+    """Elevate's own limit counts from it, however old the request is."""
     session = new_session()
     track(registry, session, clock)
-    tracked_at = int(clock.now)
-    registry.keep(session, tracked_at - 60)
-    assert [row.active_at for row in due(registry, clock)] == [tracked_at]
     clock.turn(120)
-    registry.keep(session, tracked_at + 60)
-    assert [row.active_at for row in due(registry, clock)] == [tracked_at + 60]
+    registry.keep(session, int(clock.now) - 60)
+    assert [row.active_at for row in due(registry, clock)] == [int(clock.now)]
 
 
 def test_expired_rows_are_counted_once_and_hold_no_personal_data(
@@ -457,11 +484,11 @@ def test_expired_rows_are_counted_once_and_hold_no_personal_data(
     clock.turn(IDLE)
     rows = due(registry, clock)
     assert [row.session for row in registry.expire(rows).done] == [session]
-    assert registry.expire(rows) == Written([], [])
+    assert registry.expire(rows) == BatchResult([], [])
     assert state(registry, session) == "expired"
     left = item(dynamodb, settings, session)
     assert not {"customerKey", "userContext", "dueAt", "sweepShard"} & set(left)
-    assert int(left["expiresAt"]["N"]) == int(clock.now) + settings.retention
+    assert int(left["expiresAt"]["N"]) == int(clock.now) + RETENTION
 
 
 @pytest.mark.parametrize(
@@ -485,7 +512,7 @@ def test_a_row_that_cannot_be_read_is_left_and_counted(
     dynamodb.put_item(
         TableName=settings.table_name, Item=damaged | {"market": {"S": another.market}}
     )
-    page = registry.due(shard_of(session.session_key, settings.shards), int(clock.now))
+    page = registry.due(shard_of(session.session_key), int(clock.now))
     assert (page.rows, page.unreadable) == ([], 2)
     assert item(dynamodb, settings, session) == damaged
 
@@ -517,6 +544,61 @@ def test_a_row_without_a_state_is_not_touched(
     assert item(dynamodb, settings, session) == damaged
 
 
+def test_times_keep_their_milliseconds(registry: Registry, clock: Clock) -> None:
+    """A page view and a sign-in in one second, which arrive in the wrong order."""
+    anonymous = new_session()
+    signed_in = replace(anonymous, customer_key=str(uuid.uuid4()))
+    at = clock.now
+    assert track(registry, signed_in, clock, at=at + 0.7)
+    assert track(registry, anonymous, clock, at=at + 0.1)
+    clock.turn(IDLE)
+    (row,) = due(registry, clock)
+    assert (row.session, row.active_at, row.due_at) == (signed_in, at + 0.7, int(at) + IDLE)
+    (claimed,) = registry.claim_due([row]).done
+    assert registry.settle([(claimed, Settlement("ended", None, 1, 204))]) == []
+    assert state(registry, signed_in) == "ended"
+
+
+def test_a_key_is_remembered_as_its_caller_spelled_it(
+    registry: Registry, clock: Clock, dynamodb: Any, settings: Settings
+) -> None:
+    session = replace(new_session(), given_key="AS GIVEN")
+    registry.keep(session, int(clock.now))
+    (row,) = due(registry, clock)
+    assert row.session == session
+    (claimed,) = registry.claim_due([row]).done
+    registry.settle([(claimed, Settlement("ended", None, 1, 204))])
+    assert "givenKey" not in item(dynamodb, settings, session)
+
+
+@pytest.mark.parametrize("answer", [{}, {"Responses": []}])
+def test_an_answer_that_was_cut_short_is_no_success(
+    settings: Settings, clock: Clock, answer: dict[str, Any]
+) -> None:
+    """botocore returns {} for a 200 whose body is not all there, or is no JSON."""
+
+    class CutShort:
+        def __getattr__(self, operation: str) -> Any:
+            return lambda **_: answer
+
+    registry, session = Registry(settings, CutShort(), clock), new_session()
+    row = Row(session, int(clock.now), int(clock.now))
+    claimed = Claim(row, "lease", int(clock.now))
+    calls: list[Callable[[], object]] = [
+        lambda: registry.track(Activity(session, clock.now)),
+        lambda: registry.claim(session, clock.now),
+        lambda: registry.keep(session, clock.now),
+        lambda: registry.status(session.session_key),
+        lambda: registry.due(0, int(clock.now)),
+        lambda: registry.claim_due([row]),
+        lambda: registry.expire([row]),
+        lambda: registry.settle([(claimed, Settlement("ended"))]),
+    ]
+    for call in calls:
+        with pytest.raises(RegistryUnavailable, match="IncompleteAnswer"):
+            call()
+
+
 def test_every_shard_is_used_and_a_keys_shard_never_changes() -> None:
-    assert {shard_of(str(n), 8) for n in range(200)} == set(range(8))
-    assert shard_of("b106299c-eac0-4f6f-96d2-93e57c255784", 8) == 6
+    assert {shard_of(str(n)) for n in range(200)} == set(range(8))
+    assert shard_of("b106299c-eac0-4f6f-96d2-93e57c255784") == 6

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from emulated import Clock, FakeElevate, Log
-from endings import FOREVER, IDLE, Service, new_session, service_of, sweep, tracked
+from endings import ALL_SHARDS, Service, new_session, service_of, sweep, tracked
 from endings import end as end_again
 from faulty_dynamodb import Drop, FaultyDynamoDB
-from sessions.session import LEASE_SECONDS, Activity, RegistryUnavailable
+from sessions.session import Activity, RegistryUnavailable
 from sessions.settings import Settings
-from sessions.sweeping import ALL_SHARDS, SETTLE_RESERVE
+from sessions.statements import LEASE_SECONDS
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_statements_that_fail_briefly_are_retried(
 ) -> None:
     tracked(service, clock, 30)
     clock.turn(1800)
-    rejections = iter([code] * 8)
+    rejections = iter([code] * 4)
     dynamo.statement_errors = lambda statements: {
         n: code
         for n, code in zip(range(len(statements)), itertools.islice(rejections, 1), strict=False)
@@ -210,54 +210,6 @@ def test_a_batch_that_fails_as_a_whole_leaves_its_rows_due(
     }
     dynamo.before = lambda operation: None
     assert sweep(service).counts["delivered"] == 5
-
-
-def test_what_expired_in_a_batch_that_then_fails_has_not_failed(
-    settings: Settings, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
-) -> None:
-    service = with_expired_and_quiet_sessions(settings, clock, 2, 3)
-    calls = iter(["expire"])
-
-    def drop_claims(operation: str) -> None:
-        if operation == "BatchExecuteStatement" and not next(calls, None):
-            raise Drop
-
-    dynamo.before = drop_claims
-    counts = sweep(service).counts
-    assert (counts["expired"], counts["failed"], counts["delivered"]) == (2, 3, 0)
-    dynamo.before = lambda operation: None
-    assert sweep(service).counts["delivered"] == 3
-
-
-def test_a_batch_is_held_back_when_its_expired_sessions_take_all_the_time(
-    settings: Settings, dynamo: FaultyDynamoDB, clock: Clock, elevate: FakeElevate
-) -> None:
-    quick = replace(settings, connect_timeout=0.1, read_timeout=0.3)
-    service = with_expired_and_quiet_sessions(quick, clock, 2, 3)
-    last_call = time.monotonic() + 1.2
-
-    def wait_for_the_last_call(operation: str) -> None:
-        if operation == "BatchExecuteStatement":
-            time.sleep(max(0, last_call + 0.1 - time.monotonic()))
-
-    dynamo.before = wait_for_the_last_call
-    report = service.sweeper.sweep([0], until=last_call + 0.5 + SETTLE_RESERVE)
-    assert (report.counts["expired"], report.counts["held_back"], report.left) == (2, 3, [0])
-    assert elevate.received == []
-    dynamo.before = lambda operation: None
-    assert service.sweeper.sweep([0], FOREVER).counts["delivered"] == 3
-
-
-def with_expired_and_quiet_sessions(
-    settings: Settings, clock: Clock, expired: int, quiet: int
-) -> Service:
-    """Return an application with one thread and shard, so that all are taken up in one batch."""
-    service = service_of(replace(settings, concurrency=1, shards=1), clock)
-    tracked(service, clock, expired)
-    clock.turn(settings.session_limit + settings.slack)
-    tracked(service, clock, quiet)
-    clock.turn(IDLE)
-    return service
 
 
 def drop_nth(nth: int) -> Callable[[str], None]:

@@ -34,7 +34,7 @@ class Dialect:
     sends_context: bool
     sessionless: Mapping[str, str]
     needs_limit: bool
-    ends_at: Callable[[int, bool | None, int], int]
+    ends_at: Callable[[float, bool | None, int], float]
 
 
 WEB_V2 = Dialect(

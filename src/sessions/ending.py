@@ -8,13 +8,14 @@ A crash between any two of these leaves a tracked session due when the lease has
 of an explicit end has no answer yet, and asks again. The only owner of retries is the due time.
 """
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from random import SystemRandom
 from typing import Literal
 
+from sessions.breaker import Breaker
 from sessions.elevate import Elevate
 from sessions.registry import Registry
 from sessions.session import (
@@ -31,9 +32,6 @@ from sessions.session import (
 )
 from sessions.settings import Settings
 from sessions.telemetry import Telemetry
-
-# The system's: a generator's own state would be the same in all copies of a snapshot (SnapStart).
-_random = SystemRandom()
 
 # No retry waits longer than this (seconds), whatever the attempts.
 BACKOFF_LIMIT = 15 * 60
@@ -62,15 +60,16 @@ class Ending:
     def __init__(
         self,
         settings: Settings,
-        registry: Registry | None = None,
-        elevate: Elevate | None = None,
-        telemetry: Telemetry | None = None,
+        registry: Registry,
+        elevate: Elevate,
+        telemetry: Telemetry,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
-        self._registry = registry or Registry(settings)
-        self._elevate = elevate or Elevate(settings)
-        self._telemetry = telemetry or Telemetry()
+        self._registry = registry
+        self._elevate = elevate
+        self._breaker = Breaker()
+        self._telemetry = telemetry
         self._clock = clock
 
     def track(self, activity: Activity) -> Literal["tracked", "reopened", "over"]:
@@ -103,21 +102,21 @@ class Ending:
         """Return the session's state in each market. Raises RegistryUnavailable, UnreadableRow."""
         return self._registry.status(session_key)
 
-    def end(self, session: Session, asked_at: int, source: Source) -> End:
+    def end(self, session: Session, asked_at: float, source: Source) -> End:
         """End one session now, whether it was tracked before or not."""
         try:
             claim = self._registry.claim(session, asked_at)
         except (RegistryUnavailable, UnreadableRow) as error:
             self._telemetry.registry_failed("claim", error, session)
             return self._end_unclaimed(session, source)
-        if claim == "over" or claim == "in flight":
+        if not isinstance(claim, Claim):
             self._telemetry.repeated(claim, session, source)
             return End("over" if claim == "over" else "kept")
         if is_past(claim.row, self._clock(), self._settings):
             settle(self._registry, self._telemetry, [(claim, Settlement("expired"))])
             self._telemetry.expired([claim.row], source)
             return End("over")
-        outcome = self._elevate.notify(session)
+        outcome = self._notify(session)
         settled = settlement(claim.row, outcome, self._clock(), self._settings)
         is_written = settle(self._registry, self._telemetry, [(claim, settled)])
         self._telemetry.notified(outcome, session, settled.attempts, source)
@@ -127,11 +126,11 @@ class Ending:
         return End(result, outcome.status, outcome.reason)
 
     def end_all(
-        self, sessions: Sequence[tuple[Session, int]], source: Source, until: float
+        self, sessions: Sequence[tuple[Session, float]], source: Source, until: float
     ) -> list[End]:
         """End many; those not reached before `until` (monotonic seconds) are kept as due."""
 
-        def end(one: tuple[Session, int]) -> End:
+        def end(one: tuple[Session, float]) -> End:
             session, asked_at = one
             if time.monotonic() < until:
                 return self.end(session, asked_at, source)
@@ -152,19 +151,30 @@ class Ending:
 
     def _end_unclaimed(self, session: Session, source: Source) -> End:
         """Notify without a claim: a registry that is down must not keep visitors signed in."""
-        outcome = self._elevate.notify(session)
+        outcome = self._notify(session)
         self._telemetry.notified(outcome, session, 1, source)
         if outcome.kind == "unavailable" or _needs_row(outcome, source):
             retry_after = outcome.retry_after or self._settings.retry_base
             return End("lost", retry_after=retry_after)
         return End(outcome.kind, outcome.status, outcome.reason)
 
+    def _notify(self, session: Session) -> Outcome:
+        """Notify Elevate for a caller, who does not wait for a market that times out."""
+        if not self._breaker.lets_through(session.market):
+            return Outcome("unavailable", reason="not sent: Elevate has timed out", sent=False)
+        outcome = self._elevate.notify(session)
+        if outcome.timed_out:
+            self._breaker.timed_out(session.market)
+        else:
+            self._breaker.answered(session.market)
+        return outcome
+
 
 # -- rules -------------------------------------------------------------------------------------
 
 
 def is_past(row: Row, now: float, settings: Settings) -> bool:
-    """Return whether Elevate must have ended the session itself by `now` (epoch seconds).
+    """Return whether Elevate will already have ended the session by `now` (epoch seconds).
 
     It errs to the late side: the last activity may be younger than the one written down, by the
     tracking slack.
@@ -176,7 +186,7 @@ def is_past(row: Row, now: float, settings: Settings) -> bool:
 
 def settlement(row: Row, outcome: Outcome, now: float, settings: Settings) -> Settlement:
     """Return what an outcome at `now` (epoch seconds) makes of a session."""
-    attempts = row.attempts + outcome.sent
+    attempts = row.attempts + 1 if outcome.sent else row.attempts
     match outcome.kind:
         case "delivered":
             return Settlement("ended", None, attempts, outcome.status)
@@ -196,16 +206,8 @@ def backoff(base: int, attempts: int, retry_after: int | None = None) -> int:
     """
     ceiling = min(BACKOFF_LIMIT, base * 2 ** min(attempts, 10))
     if retry_after is None:
-        return _random.randint(1, ceiling)
-    return retry_after + _random.randint(1, base)
-
-
-def _needs_row(outcome: Outcome, source: Source) -> bool:
-    """Return whether the row is all that remembers: for a retry, or for whoever mends a rejection.
-
-    A caller of the API has the answer; an event has no caller.
-    """
-    return outcome.kind == "unavailable" or (outcome.kind == "rejected" and source != "api")
+        return random.randint(1, ceiling)
+    return retry_after + random.randint(1, base)
 
 
 def settle(
@@ -220,3 +222,11 @@ def settle(
     for code in failed:
         telemetry.registry_failed("statement", code)
     return not failed
+
+
+def _needs_row(outcome: Outcome, source: Source) -> bool:
+    """Return whether the row is all that remembers: for a retry, or to correct a rejection.
+
+    A caller of the API has the answer; an event has no caller.
+    """
+    return outcome.kind == "unavailable" or (outcome.kind == "rejected" and source != "api")

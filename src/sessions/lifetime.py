@@ -9,17 +9,17 @@ HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
 
-def idle_at(active_at: int, idle: int) -> int:
+def idle_at(active_at: float, idle: int) -> int:
     """Return when a session last active at `active_at` counts as left, after `idle` seconds."""
-    return active_at + idle
+    return int(active_at) + idle
 
 
-def elevate3_ends_at(active_at: int, interactive: bool | None, limit: int) -> int:
-    """Return when Elevate 3 must have ended a session, `limit` seconds after its last activity."""
+def elevate3_ends_at(active_at: float, interactive: bool | None, limit: int) -> float:
+    """Return when Elevate 3 will have ended a session, `limit` seconds after its last activity."""
     return active_at + limit
 
 
-def elevate4_ends_at(active_at: int, interactive: bool | None, limit: int = 0) -> int:
+def elevate4_ends_at(active_at: float, interactive: bool | None, limit: int = 0) -> float:
     """Return when Elevate 4 ends a session last active at `active_at`; it knows no `limit`.
 
     The rules: 15 minutes after the last activity while no interactive notification was seen, else

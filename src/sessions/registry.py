@@ -3,17 +3,17 @@
 BatchExecuteStatement answers 200 with an error *per statement*; `_write` reads each of them.
 """
 
+import random
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from random import SystemRandom
 from typing import Any, Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from sessions import aws, statements
-from sessions.items import Item, row_of, status_of, wire
+from sessions import statements
+from sessions.aws import Client
 from sessions.session import (
     Activity,
     Claim,
@@ -25,10 +25,9 @@ from sessions.session import (
     UnreadableRow,
 )
 from sessions.settings import Settings
-from sessions.statements import Statement
+from sessions.statements import FINISHED, Statement, Update, wire
 
-# The system's: a generator's own state would be the same in all copies of a snapshot (SnapStart).
-_random = SystemRandom()
+type Item = dict[str, dict[str, Any]]
 
 DUE_INDEX = "due"
 BATCH = 25  # DynamoDB's limit of statements in one BatchExecuteStatement
@@ -45,6 +44,8 @@ _MOMENTARY = {
 }
 _REFUSED = "ConditionalCheckFailed"
 
+_STATES = ("open", "retrying", "ending", *FINISHED)
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -56,7 +57,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Written[T]:
+class BatchResult[T]:
     """What came of writing many: `done`, and a code for each that failed.
 
     The others' conditions did not hold, which is not a failure.
@@ -70,14 +71,11 @@ class Registry:
     """The table of sessions. All methods raise RegistryUnavailable when DynamoDB fails."""
 
     def __init__(
-        self,
-        settings: Settings,
-        client: Any = None,
-        clock: Callable[[], float] = time.time,
+        self, settings: Settings, client: Client, clock: Callable[[], float] = time.time
     ) -> None:
         self._settings = settings
         self._table = settings.table_name
-        self._client = client or aws.client("dynamodb", settings.concurrency)
+        self._client = client
         self._clock = clock
 
     # -- one session -------------------------------------------------------------------------
@@ -87,70 +85,59 @@ class Registry:
 
         "reopened": it was over, by a guess. "over": its end has been asked for.
         """
-        for _ in range(2):
-            tracked, item = self._update(statements.track(activity, self._settings))
-            if tracked:
-                return "tracked"
-            if _is_alive(item):
-                break
-            reopened, item = self._update(statements.reopen(activity, self._settings))
-            if reopened:
-                return "reopened"
-            if not _is_alive(item):
-                is_claimed = item.get("state") == {"S": "ending"}
-                if is_claimed and int(item["leaseUntil"]["N"]) <= self._now():
-                    # The caller who asked for its end may not ask again.
-                    self.keep(activity.session, int(item["requestedAt"]["N"]))
-                return "over"
-            # Another call has reopened it, or this one did and its answer was lost.
-        if activity.interactive and not item.get("interactive", {}).get("BOOL"):
-            self._update(statements.note_interactive(activity.session))
-        return "tracked"
+        now = self._now()
+        update = statements.track(activity, now, self._settings)
+        tracked, before = self._update(update, "ALL_OLD")
+        state = _state_of(before)
+        if tracked:
+            return "reopened" if state in FINISHED else "tracked"
+        if state in ("open", "retrying") and "requestedAt" not in before:
+            if activity.interactive and not before.get("interactive", {}).get("BOOL"):
+                self._update(statements.note_interactive(activity.session, now))
+            return "tracked"
+        if state == "ending" and int(before["leaseUntil"]["N"]) <= now:
+            # The caller who asked for its end may not ask again.
+            self.keep(activity.session, _number(before["requestedAt"]))
+        return "over"
 
-    def claim(self, session: Session, asked_at: int) -> Claim | Literal["over", "in flight"]:
+    def claim(self, session: Session, asked_at: float) -> Claim | Literal["over", "in flight"]:
         """Take a lease on a session that is to be ended, tracked before or not.
 
         "over": it has been ended already. "in flight": someone else holds the lease; the request
         is written down, so that it survives if they fail. Raises UnreadableRow.
         """
         now, lease = self._now(), uuid.uuid4().hex
-        wanted = session, asked_at, now, lease, self._settings
-        # Only an end that was promised before needs the second, which sets no TTL.
-        for promised in (False, True):
-            claimed, item = self._update(statements.claim(*wanted, promised=promised), "ALL_NEW")
-            if claimed:
-                return Claim(row_of(item), lease, now)
-            if not {"requestedAt", "dueAt"} <= item.keys():
-                break
-        state = item.get("state", {}).get("S")
+        claimed, item = self._update(statements.claim(session, asked_at, now, lease), "ALL_NEW")
+        if claimed:
+            return Claim(_row_of(item), lease, now)
+        state = _state_of(item)
         if state == "ended":
             if "requestedAt" not in item:
-                self._update(statements.make_final(session, asked_at))
+                self._update(statements.make_final(session, asked_at, now))
             return "over"
-        if state not in statements.STATES:
+        if state not in _STATES:
             raise UnreadableRow("state is not known to this version")
         self.keep(session, asked_at)
         return "in flight"
 
-    def keep(self, session: Session, asked_at: int) -> None:
+    def keep(self, session: Session, asked_at: float) -> None:
         """Write down that a session is to be ended, due at once, without claiming it."""
-        for alive in (True, False):
-            kept = statements.keep(session, asked_at, self._now(), self._settings, alive=alive)
-            if self._update(kept)[0]:
-                return
-        # It has ended meanwhile: as idle, perhaps, which this makes final.
-        self._update(statements.make_final(session, asked_at))
+        now = self._now()
+        kept, _ = self._update(statements.keep(session, asked_at, now))
+        if not kept:
+            # It has ended meanwhile: as idle, perhaps, which this makes final.
+            self._update(statements.make_final(session, asked_at, now))
 
     def status(self, session_key: str) -> list[Status]:
         """Return the states of a session, one for each market it is known in."""
         answer = self._call(
             "query",
-            TableName=self._table,
+            "Items",
             KeyConditionExpression="sessionKey = :key",
             ExpressionAttributeValues={":key": wire(session_key)},
             ConsistentRead=True,
         )
-        return [status_of(item, self._clock()) for item in answer["Items"]]
+        return [_status_of(item, self._clock()) for item in answer["Items"]]
 
     # -- pages of sessions -------------------------------------------------------------------
 
@@ -159,7 +146,7 @@ class Registry:
         where = {"ExclusiveStartKey": start} if start else {}
         answer = self._call(
             "query",
-            TableName=self._table,
+            "Items",
             IndexName=DUE_INDEX,
             KeyConditionExpression="sweepShard = :shard AND dueAt <= :until",
             ExpressionAttributeValues={":shard": wire(shard), ":until": wire(until)},
@@ -169,63 +156,66 @@ class Registry:
         rows, unreadable = [], 0
         for item in answer["Items"]:
             try:
-                rows.append(row_of(item))
+                rows.append(_row_of(item))
             except UnreadableRow:
                 unreadable += 1
         return Page(rows, unreadable, answer.get("LastEvaluatedKey"))
 
-    def claim_due(self, rows: Sequence[Row]) -> Written[Claim]:
+    def claim_due(self, rows: Sequence[Row]) -> BatchResult[Claim]:
         """Take leases on due rows that have not changed since they were read."""
         now, lease = self._now(), uuid.uuid4().hex
         claims = [Claim(row, lease, now) for row in rows]
         return self._write(claims, statements.claim_due)
 
-    def expire(self, rows: Sequence[Row]) -> Written[Row]:
-        """Settle rows that Elevate must have ended itself, if they have not changed."""
+    def expire(self, rows: Sequence[Row]) -> BatchResult[Row]:
+        """Settle rows that Elevate will already have ended itself, if they have not changed."""
         now = self._now()
-        return self._write(rows, lambda row: statements.expire(row, now, self._settings))
+        return self._write(rows, lambda row: statements.expire(row, now))
 
     def settle(self, settlements: Sequence[tuple[Claim, Settlement]]) -> list[str]:
         """Write outcomes, each if its lease is still ours; return the codes of those that failed.
 
-        A session that was asked for in flight is ended all the same if its end was delivered; else
-        what has happened to it in flight counts, and it only loses the lease.
+        A session to which something happened in flight only loses the lease, and stays due.
         """
-        now, settings = self._now(), self._settings
-        written = self._write(
-            [one for one in settlements if one[1].state != "open"],
-            lambda one: statements.settle(*one, now, settings),
-        )
+        now = self._now()
+        outcomes = [one for one in settlements if one[1].state != "open"]
+        written = self._write(outcomes, lambda one: statements.settle(*one, now))
         if len(written.done) == len(settlements):
             return []
         left = [one for one in settlements if one not in written.done]
-        asked = self._write(
-            [one for one in left if one[1].state == "ended"],
-            lambda one: statements.settle(*one, now, settings, asked=True),
-        )
-        given_back = self._write(
-            [one for one in left if one not in asked.done],
-            lambda one: statements.give_back(one[0]),
-        )
-        return [*written.failed, *asked.failed, *given_back.failed]
+        given_back = self._write(left, lambda one: statements.give_back(one[0], now))
+        return [*written.failed, *given_back.failed]
 
     # -- calls -------------------------------------------------------------------------------
 
     def _now(self) -> int:
         return int(self._clock())
 
-    def _update(self, update: dict[str, Any], returned: str = "NONE") -> tuple[bool, Item]:
-        """Write one row; return whether its condition held, and the row as written or as it was."""
+    def _update(self, update: Update, returned: str = "NONE") -> tuple[bool, Item]:
+        """Write one row; return whether its condition held, and the row, if one was asked for.
+
+        A row whose condition did not hold is returned as it is.
+        """
         try:
             answer = self._call(
-                "update_item", TableName=self._table, ReturnValues=returned, **update
+                "update_item",
+                # What it returns may be nothing: what it consumed tells a whole answer from none.
+                "ConsumedCapacity",
+                ReturnConsumedCapacity="TOTAL",
+                ReturnValues=returned,
+                **update,
             )
         except ClientError as refused:
             return False, refused.response.get("Item", {})  # type: ignore[return-value]
         return True, answer.get("Attributes", {})
 
-    def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        """Call DynamoDB; raises RegistryUnavailable, and ClientError where a condition fails."""
+    def _call(self, operation: str, member: str, **arguments: Any) -> dict[str, Any]:
+        """Call DynamoDB for the table; return an answer that has the `member`.
+
+        Raises RegistryUnavailable, and ClientError where a condition fails.
+        """
+        if operation != "batch_execute_statement":
+            arguments["TableName"] = self._table
         try:
             answer: dict[str, Any] = getattr(self._client, operation)(**arguments)
         except ClientError as error:
@@ -235,45 +225,106 @@ class Registry:
             raise RegistryUnavailable(code) from None
         except BotoCoreError as error:
             raise RegistryUnavailable(type(error).__name__) from None
+        if member not in answer:
+            # botocore makes {} of a 200 that was cut short, or is no JSON.
+            raise RegistryUnavailable("IncompleteAnswer")
         return answer
 
-    def _write[T](self, many: Sequence[T], statement: Callable[[T], Statement]) -> Written[T]:
+    def _write[T](self, many: Sequence[T], statement: Callable[[T], Statement]) -> BatchResult[T]:
         """Run a statement for each of at most 25.
 
         A throttled one is tried again with backoff. One that fails in the end leaves its row as it
         was, and so due. Raises RegistryUnavailable only if nothing was written.
         """
-        written: Written[T] = Written([], [])
+        result: BatchResult[T] = BatchResult([], [])
         left = [(one, statement(one)) for one in many]
         for tries in range(_BATCH_TRIES):
             if not left:
                 break
             if tries:
-                time.sleep(_random.uniform(0, 0.025 * 2**tries))
+                time.sleep(random.uniform(0, 0.025 * 2**tries))
             try:
-                answers = self._execute([worded for _, worded in left])
+                codes = self._execute([worded for _, worded in left])
             except RegistryUnavailable as error:
-                if not written.done:
+                if not result.done:
                     raise
-                answers = [str(error)] * len(left)
-            again = [one for one, code in zip(left, answers, strict=True) if code in _MOMENTARY]
-            for (one, _), code in zip(left, answers, strict=True):
+                codes = [str(error)] * len(left)
+            again = [one for one, code in zip(left, codes, strict=True) if code in _MOMENTARY]
+            for (one, _), code in zip(left, codes, strict=True):
                 if code is None:
-                    written.done.append(one)
+                    result.done.append(one)
                 elif code != _REFUSED and (code not in _MOMENTARY or tries == _BATCH_TRIES - 1):
-                    written.failed.append(code)
+                    result.failed.append(code)
             left = again
-        return written
+        return result
 
     def _execute(self, worded: list[Statement]) -> list[str | None]:
+        """Return the error code of each statement, None where it was done."""
         batch = [
             {"Statement": f'UPDATE "{self._table}" {text}', "Parameters": parameters}
             for text, parameters in worded
         ]
-        answers = self._call("batch_execute_statement", Statements=batch)["Responses"]
-        errors = [answer.get("Error") for answer in answers]
+        responses = self._call("batch_execute_statement", "Responses", Statements=batch)[
+            "Responses"
+        ]
+        if len(responses) != len(batch):
+            raise RegistryUnavailable("IncompleteAnswer")
+        errors = [response.get("Error") for response in responses]
         return [error.get("Code", "unknown") if error else None for error in errors]
 
 
-def _is_alive(item: Item) -> bool:
-    return item.get("state", {}).get("S") in {"open", "retrying"} and "requestedAt" not in item
+# -- rows as the table holds them --------------------------------------------------------------
+
+
+def _row_of(item: Item) -> Row:
+    """Return a row to decide about; raises UnreadableRow."""
+    try:
+        return Row(
+            session=Session(
+                market=item["market"]["S"],
+                session_key=item["sessionKey"]["S"],
+                customer_key=item["customerKey"]["S"] if "customerKey" in item else None,
+                user_context=item["userContext"]["S"] if "userContext" in item else None,
+                given_key=item["givenKey"]["S"] if "givenKey" in item else None,
+            ),
+            due_at=_optional_int(item, "dueAt"),
+            active_at=_number(item["activeAt"]),
+            shard=_optional_int(item, "sweepShard") or 0,
+            attempts=int(item["attempts"]["N"]),
+            interactive=item["interactive"]["BOOL"] if "interactive" in item else None,
+            requested_at=_number(item["requestedAt"]) if "requestedAt" in item else None,
+        )
+    except (KeyError, TypeError, ValueError):
+        raise UnreadableRow("a row cannot be read") from None
+
+
+def _status_of(item: Item, now: float) -> Status:
+    """Return what may be shown of a row at `now` (epoch seconds); raises UnreadableRow."""
+    try:
+        state: Any = item["state"]["S"]
+        is_over = state in ("ended", "expired")
+        is_leased = int(item["leaseUntil"]["N"]) > now
+        return Status(
+            market=item["market"]["S"],
+            state="ending" if is_leased and not is_over else state,
+            due_at=None if is_over or state == "rejected" else _optional_int(item, "dueAt"),
+            attempts=int(item["attempts"]["N"]),
+            last_status=_optional_int(item, "lastStatus"),
+            last_reason=item["lastReason"]["S"] or None if "lastReason" in item else None,
+        )
+    except (KeyError, TypeError, ValueError):
+        raise UnreadableRow("a row of the session cannot be read") from None
+
+
+def _state_of(item: Item) -> str:
+    return str(item.get("state", {}).get("S", ""))
+
+
+def _number(value: dict[str, str]) -> float:
+    """Return a time as it was written: whole seconds, or with milliseconds."""
+    text = value["N"]
+    return float(text) if "." in text else int(text)
+
+
+def _optional_int(item: Item, name: str) -> int | None:
+    return int(item[name]["N"]) if "N" in item.get(name, {}) else None

@@ -8,33 +8,30 @@ from aws_lambda_powertools.utilities.validation.exceptions import SchemaValidati
 type State = Literal["open", "retrying", "ending", "ended", "rejected", "expired"]
 type Source = Literal["api", "event", "sweep"]
 
-# A lease must outlive the invocation that holds it: a killed function sends nothing more.
-# Every function's Timeout in template.yaml is below this (a test compares them).
-LEASE_SECONDS = 90
-
-# A sweep asks all these shards, whatever SweepShards was when a row was written.
-MAX_SHARDS = 32
-
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What Elevate needs to know to end a session. The keys are bearer data: never in a repr."""
+    """What Elevate needs to know to end a session. The keys are bearer data: never in a repr.
+
+    `given_key` is how the caller spelled the session key, where that is not how the registry does.
+    """
 
     market: str
     session_key: str = field(repr=False)
     customer_key: str | None = field(default=None, repr=False)
     user_context: str | None = None
+    given_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """A sign of life of a session at `at` (epoch seconds).
+    """A sign of life of a session at `at` (epoch seconds, with milliseconds if its reporter knows).
 
     `interactive` tells whether Elevate has seen an interactive notification; None is "not known".
     """
 
     session: Session
-    at: int
+    at: float
     interactive: bool | None = None
 
 
@@ -44,14 +41,14 @@ class Row:
 
     session: Session
     due_at: int | None  # None: not in the index
-    active_at: int
+    active_at: float
     shard: int = 0
     attempts: int = 0
     interactive: bool | None = None
-    requested_at: int | None = None
+    requested_at: float | None = None
 
     @property
-    def alive_at(self) -> int:
+    def alive_at(self) -> float:
         """Return the last moment at which the session is known to have been alive."""
         return max(self.active_at, self.requested_at or 0)
 
@@ -69,8 +66,8 @@ class Claim:
 class Outcome:
     """What came of one notification.
 
-    `sent` is False when the breaker was open and nothing was sent; `timed_out` says that Elevate kept
-    the caller waiting for as long as it may. `reason` is safe to log and to
+    `sent` is False when the breaker was open and nothing was sent; `timed_out` says that Elevate
+    kept the caller waiting for as long as it may. `reason` is safe to log and to
     store: at most 1 KB, plain words only. `retry_after` is what Elevate asked for, in seconds.
     """
 
