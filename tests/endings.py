@@ -9,17 +9,20 @@ import pytest
 
 from emulated import Clock
 from ops.rejected import rejected, retry
+from sessions import aws
 from sessions.elevate import Elevate
 from sessions.ending import End, Ending
 from sessions.lifetime import MINUTE
 from sessions.registry import Registry
 from sessions.session import Activity, Session
 from sessions.settings import Settings
-from sessions.sweeping import ALL_SHARDS, Sweep, Sweeper
+from sessions.statements import SHARDS
+from sessions.sweeping import Sweep, Sweeper
 from sessions.telemetry import Telemetry
 
 IDLE = 30 * MINUTE
-FOREVER = 1e12
+FOREVER = 1e9
+ALL_SHARDS = range(SHARDS)
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,17 @@ class Service:
     sweeper: Sweeper
 
 
-def service_of(settings: Settings, clock: Clock) -> Service:
+def service_of(
+    settings: Settings, clock: Clock, client: Any = None, elevate: Elevate | None = None
+) -> Service:
     """Put the parts together, as a new execution environment does."""
-    registry, elevate = Registry(settings, clock=clock), Elevate(settings)
-    telemetry = Telemetry()
+    registry = Registry(settings, client or aws.client("dynamodb"), clock)
+    elevate, telemetry = elevate or Elevate(settings), Telemetry()
     return Service(
         registry,
         elevate,
         Ending(settings, registry, elevate, telemetry, clock),
-        Sweeper(settings, registry, elevate, telemetry, clock),
+        Sweeper(settings, registry, elevate, telemetry, len, clock),
     )
 
 

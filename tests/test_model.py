@@ -16,20 +16,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from emulated import Clock
-from endings import Service
+from endings import ALL_SHARDS, Service
 from in_process_dynamodb import InProcessDynamoDB
 from ops.rejected import rejected, retry
 from registry_table import create_table
 from sessions.elevate import Elevate
 from sessions.ending import Ending
 from sessions.registry import Registry
-from sessions.session import LEASE_SECONDS, Activity, Outcome, RegistryUnavailable, Session
+from sessions.session import Activity, Outcome, RegistryUnavailable, Session
 from sessions.settings import Settings
-from sessions.sweeping import ALL_SHARDS, Sweeper
+from sessions.statements import LEASE_SECONDS
+from sessions.sweeping import Sweeper
 from sessions.telemetry import Telemetry
+from virtual import VirtualCrew
 
 _tables = itertools.count()
-FOREVER = 1e12
+FOREVER = 1e9
 IDLE = 600
 ANSWERS = {
     "delivered": Outcome("delivered", 204),
@@ -81,9 +83,6 @@ class ModelElevate(Elevate):
     def __init__(self, model: "Sessions") -> None:
         self._model = model
 
-    def is_held_back(self, market: str) -> bool:
-        return False
-
     def notify(self, session: Session) -> Outcome:
         return self._model.notified(session)
 
@@ -108,7 +107,6 @@ class Sessions(RuleBasedStateMachine):
             idle=IDLE,
             session_limit=7200,
             concurrency=1,
-            shards=1,
         )
         create_table(InProcessDynamoDB(), self.settings.table_name)
         self.trouble: Iterator[str] = iter(())
@@ -140,9 +138,10 @@ class Sessions(RuleBasedStateMachine):
                 self.excused[session.session_key] += 1
         registry, elevate = Registry(self.settings, Troubled(self), self.clock), ModelElevate(self)
         # It sends many thousands of notifications: do not log them.
-        parts = (self.settings, registry, elevate, Telemetry("CRITICAL"), self.clock)
+        parts = (self.settings, registry, elevate, Telemetry("CRITICAL"))
+        ending = Ending(*parts, self.clock)
         with suppress(Crash, RegistryUnavailable):
-            use(Service(registry, elevate, Ending(*parts), Sweeper(*parts)))
+            use(Service(registry, elevate, ending, Sweeper(*parts, len, self.clock, VirtualCrew)))
         self.trouble, self.blind, self.known = outer
 
     def another_process_acts(self) -> None:
@@ -212,7 +211,7 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(trouble=TROUBLE)
     def sweep(self, trouble: list[str]) -> None:
-        self.run(trouble, lambda service: service.sweeper.sweep([0], FOREVER))
+        self.run(trouble, lambda service: service.sweeper.sweep(ALL_SHARDS, FOREVER))
 
     @rule(trouble=TROUBLE)
     def retry_rejected(self, trouble: list[str]) -> None:
@@ -268,22 +267,19 @@ class Sessions(RuleBasedStateMachine):
                 self.over.add(row["sessionKey"]["S"])
             if state == "ended":
                 assert self.delivered[row["sessionKey"]["S"]] > 0, "ended without being delivered"
+            assert "expiresAt" in row
             if state in ("ended", "expired"):
                 assert "dueAt" not in row
-                assert "expiresAt" in row
             elif state == "rejected":
                 assert int(row["sweepShard"]["N"]) < 0
-                assert "expiresAt" in row
             elif state == "ending":
-                # The claim alone promised nothing to anybody: it expires in the end.
-                assert "dueAt" in row or "expiresAt" in row
+                # The claim alone promised nothing to anybody.
                 is_promised = row["sessionKey"]["S"] in self.kept - self.over
-                assert not (is_promised and "expiresAt" in row)
+                assert "dueAt" in row or not is_promised
             else:
                 assert state in ("open", "retrying")
                 assert int(row["sweepShard"]["N"]) in ALL_SHARDS
                 assert "dueAt" in row
-                assert "expiresAt" not in row
 
     @invariant()
     def nothing_wrong_was_sent(self) -> None:

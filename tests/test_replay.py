@@ -15,6 +15,7 @@ import pytest
 
 from clients import EXAMPLES, need
 from emulated import Clock
+from endings import ALL_SHARDS
 from in_process_dynamodb import InProcessDynamoDB
 from registry_table import create_table
 from sessions.dialects import STOREFRONT_V3, WEB_V2, Dialect
@@ -26,11 +27,12 @@ from sessions.session import Activity, Outcome, Session
 from sessions.settings import Settings
 from sessions.sweeping import Sweeper
 from sessions.telemetry import Telemetry
+from virtual import VirtualCrew
 
 SCRIPT = Path(__file__).with_name("replay.mjs")
 CLIENT = EXAMPLES / "node_modules" / "@apptus" / "esales-api" / "dist" / "mod.mjs"
 SEED = 3
-FOREVER = 10**12
+FOREVER = 10**9 * 5
 DOWN, UP = 6 * DAY, 7 * DAY
 
 
@@ -60,9 +62,6 @@ class ReplayElevate(Elevate):
     def __init__(self, replay: "Replay") -> None:
         self._replay = replay
 
-    def is_held_back(self, market: str) -> bool:
-        return False
-
     def notify(self, session: Session) -> Outcome:
         if self._replay.is_down():
             return Outcome("unavailable", 503)
@@ -78,8 +77,9 @@ class Replay:
         self.start = self.clock.now
         self.registry = Registry(settings, InProcessDynamoDB(), self.clock)
         self.telemetry = Telemetry()
-        parts = (settings, self.registry, ReplayElevate(self), self.telemetry, self.clock)
-        self.ending, self.sweeper = Ending(*parts), Sweeper(*parts)
+        parts = (settings, self.registry, ReplayElevate(self), self.telemetry)
+        self.ending = Ending(*parts, self.clock)
+        self.sweeper = Sweeper(*parts, len, self.clock, VirtualCrew)
         self.ends: list[Session] = []  # that Elevate has accepted since the last check
         self.visits: dict[str, Visit] = {}  # by visitor
         self.kept: dict[str, Visit] = {}  # by session key: signed out, and waiting for Elevate
@@ -123,13 +123,13 @@ class Replay:
 
     def sweep_until(self, at: int) -> None:
         """Sweep every minute, except for the minutes in which nothing is due."""
-        while rows := self.registry.due(0, FOREVER).rows:
-            due_at = max(self.clock.now, rows[0].due_at or 0)
+        while rows := [row for s in ALL_SHARDS for row in self.registry.due(s, FOREVER).rows]:
+            due_at = max(self.clock.now, min(row.due_at or 0 for row in rows))
             next_tick = (due_at // MINUTE + 1) * MINUTE
             if next_tick > self.start + at:
                 break
             self.clock.now = next_tick
-            self.sweeper.sweep([0], FOREVER)
+            self.sweeper.sweep(ALL_SHARDS, FOREVER)
             self.check_ends()
         self.clock.now = self.start + at
 
@@ -215,14 +215,13 @@ def test_every_visit_of_14_days_ends_once_or_is_accounted_for(
         idle=idle,
         session_limit=4 * HOUR,
         concurrency=1,
-        shards=1,
     )
     create_table(InProcessDynamoDB(), settings.table_name)
     replay = Replay(settings)
     for line in lines:
         replay.step(line)
     replay.sweep_until(lines[-1].at + DAY)
-    assert replay.registry.due(0, FOREVER).rows == []
+    assert not any(replay.registry.due(shard, FOREVER).rows for shard in ALL_SHARDS)
     for visit in (*replay.visits.values(), *replay.kept.values()):
         replay.close(visit)
 

@@ -1,8 +1,7 @@
-"""Sweeps: due sessions are ended once, in time and at Elevate's pace; with a real registry."""
+"""Sweeps of a real registry: due sessions are ended once; test_sweep_loop.py has the loop alone."""
 
 import io
 import logging
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,18 +13,29 @@ from aws_lambda_powertools import Logger
 from botocore.exceptions import ClientError
 
 from emulated import Clock, FakeElevate, Log
-from endings import FOREVER, IDLE, Service, end, new_session, state, sweep, tracked
-from sessions.breaker import TIMEOUTS
+from endings import (
+    ALL_SHARDS,
+    FOREVER,
+    IDLE,
+    Service,
+    end,
+    new_session,
+    service_of,
+    state,
+    sweep,
+    tracked,
+)
+from faulty_dynamodb import FaultyDynamoDB
 from sessions.dialects import STOREFRONT_V3
-from sessions.elevate import Elevate
 from sessions.ending import BACKOFF_LIMIT
+from sessions.lanes import START
 from sessions.lifetime import HOUR, MINUTE
-from sessions.registry import BATCH, Registry
+from sessions.registry import BATCH
 from sessions.session import Activity, Outcome, Session
 from sessions.settings import Settings
-from sessions.statements import shard_of
-from sessions.sweeping import ALL_SHARDS, SETTLE_RESERVE, Sweeper
-from sessions.telemetry import Telemetry, hashed
+from sessions.statements import SHARDS, shard_of
+from sessions.sweeping import SETTLE_RESERVE
+from sessions.telemetry import hashed
 
 
 def test_quiet_sessions_are_ended_and_active_ones_are_not(
@@ -53,56 +63,19 @@ def test_a_sweep_reports_the_age_of_the_oldest_session(service: Service, clock: 
     assert sweep(service).oldest == 100
 
 
-def test_a_sweep_that_finds_elevate_down_stops_after_its_first_batch(
+def test_a_sweep_that_finds_elevate_down_leaves_most_for_later(
     service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
 ) -> None:
     sessions = tracked(service, clock, 4 * BATCH)
     clock.turn(IDLE)
     elevate.statuses = [503]
     report = sweep(service)
-    assert (report.counts["retried"], report.stopped, report.left) == (BATCH, "elevate", [])
-    assert len(elevate.received) == BATCH
+    assert (report.counts["retried"], report.given_up, report.stopped) == (START, ["UK"], "")
+    assert (report.counts["left"], report.unfinished) == (len(sessions) - START, [])
+    assert len(elevate.received) == START
     elevate.statuses = [204]
     clock.turn(2 * settings.retry_base)
     assert sweep(service).counts["delivered"] == len(sessions)
-
-
-@pytest.mark.parametrize("trouble", [(500, 0.0), (204, 1.0)], ids=["fails", "hangs"])
-@pytest.mark.parametrize(("ill", "well"), [(100, 100), (900, 100)], ids=["half", "90 %"])
-def test_a_market_in_trouble_does_not_delay_the_others(
-    settings: Settings,
-    make: Callable[[Settings], Service],
-    clock: Clock,
-    elevate: FakeElevate,
-    trouble: tuple[int, float],
-    ill: int,
-    well: int,
-) -> None:
-    """Its sessions are the oldest, and there are many; each tick still ends all the others."""
-    service = make(replace(settings, read_timeout=0.3))
-    elevate.markets = {"SE": trouble}
-    tracked(service, clock, ill, market="SE")
-    for _ in range(2):
-        clock.turn(MINUTE)
-        tracked(service, clock, well, market="UK")
-        clock.turn(IDLE)
-        before = len(elevate.received)
-        report = sweep(service)
-        assert (report.counts["delivered"], report.given_up) == (well, ["SE"])
-        assert len(elevate.received) - before - well <= 30
-        clock.turn(BACKOFF_LIMIT)
-
-
-def test_an_outage_of_all_markets_costs_no_more_than_an_outage_of_one(
-    service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
-) -> None:
-    for market in settings.markets:
-        tracked(service, clock, 40, market=market)
-    clock.turn(IDLE)
-    elevate.statuses = [503]
-    report = sweep(service)
-    assert (report.counts["retried"], report.stopped) == (24, "elevate")
-    assert report.given_up == sorted(settings.markets)
 
 
 def test_a_shard_that_cannot_be_read_does_not_delay_the_others(
@@ -118,14 +91,12 @@ def test_a_shard_that_cannot_be_read_does_not_delay_the_others(
         def __getattr__(self, operation: str) -> Any:
             return getattr(dynamodb, operation)
 
-    registry = Registry(settings, OneShardThrottled(), clock)
-    sweeper = Sweeper(settings, registry, Elevate(settings), Telemetry(), clock)
-    sessions = [new_session() for _ in range(40)]
-    for session in sessions:
-        registry.track(Activity(session, int(clock.now)))
+    service = service_of(settings, clock, OneShardThrottled())
+    sessions = tracked(service, clock, 40)
     clock.turn(IDLE)
-    report = sweeper.sweep(ALL_SHARDS, FOREVER)
-    readable = [s.session_key for s in sessions if shard_of(s.session_key, settings.shards) != 3]
+    log()
+    report = sweep(service)
+    readable = [s.session_key for s in sessions if shard_of(s.session_key) != 3]
     assert sorted(elevate.keys()) == sorted(readable)
     assert report.stopped == "registry"
     failed = [line for line in log() if line["message"] == "registry failed"]
@@ -166,136 +137,16 @@ def test_a_single_failure_does_not_stop_a_sweep(
     )
 
 
-def test_each_answer_releases_at_most_two_more_sessions(
-    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
-) -> None:
-    """Slow start: one batch at first, however many threads there are."""
-    service = make(replace(settings, concurrency=8 * BATCH))
-    tracked(service, clock, 8 * BATCH)
-    clock.turn(IDLE)
-    changed = threading.Condition()
-    arrived, answered, too_many = 0, 0, 0
-
-    def before_answer() -> None:
-        nonlocal arrived, answered, too_many
-        with changed:
-            arrived += 1
-            changed.notify_all()
-            too_many += arrived > BATCH + 2 * answered
-            assert changed.wait_for(lambda: arrived >= BATCH, 10)
-            answered += 1
-
-    elevate.before_answer = before_answer
-    assert sweep(service).counts["delivered"] == 8 * BATCH
-    assert not too_many
-
-
 def test_a_sweep_out_of_time_sends_nothing_and_names_the_shards_left(
     service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
-    shards = {shard_of(s.session_key, 8) for s in tracked(service, clock, 40)}
+    shards = {shard_of(s.session_key) for s in tracked(service, clock, 40)}
     clock.turn(IDLE)
     report = sweep(service, until=time.monotonic() + 1)
     assert (report.stopped, elevate.received) == ("time", [])
-    assert set(report.left) == shards
-    rest = service.sweeper.sweep(report.left, FOREVER)
+    assert set(report.unfinished) == shards
+    rest = service.sweeper.sweep(report.unfinished, FOREVER)
     assert rest.counts["delivered"] == 40
-
-
-def test_the_last_notification_leaves_time_for_its_answer_and_for_settling(
-    service: Service, clock: Clock, elevate: FakeElevate, settings: Settings
-) -> None:
-    tracked(service, clock, 3)
-    clock.turn(IDLE)
-    needed = 2 * settings.connect_timeout + settings.read_timeout + SETTLE_RESERVE
-    assert sweep(service, time.monotonic() + needed - 1).stopped == "time"
-    assert elevate.received == []
-    assert sweep(service, time.monotonic() + needed + 10).counts["delivered"] == 3
-
-
-@pytest.fixture
-def slowly(
-    settings: Settings, make: Callable[[Settings], Service], elevate: FakeElevate
-) -> tuple[Service, float]:
-    """Return a sweeper with one thread, and the seconds it needs after its last notification."""
-    elevate.markets = {"UK": (204, 1.2)}
-    service = make(replace(settings, concurrency=1, connect_timeout=1, read_timeout=3))
-    return service, 5 + SETTLE_RESERVE
-
-
-def test_a_batch_is_given_back_when_time_runs_out_in_the_middle(
-    slowly: tuple[Service, float], clock: Clock, elevate: FakeElevate
-) -> None:
-    service, needed = slowly
-    sessions = tracked(service, clock, 30)
-    clock.turn(IDLE)
-    report = sweep(service, time.monotonic() + needed + 1)
-    assert report.stopped == "time"
-    assert report.counts["delivered"] == len(elevate.received) == 1
-    assert report.counts["held_back"] == report.counts["due"] - 1
-    due = {s.session_key for s in sessions} - set(elevate.keys())
-    assert set(report.left) >= {shard_of(key, 8) for key in due}
-    elevate.markets = {}
-    assert service.sweeper.sweep(report.left, FOREVER).counts["delivered"] == len(due)
-    assert len(set(elevate.keys())) == len(elevate.keys())
-
-
-def test_a_sweep_that_finishes_just_in_time_is_not_reported_as_stopped(
-    slowly: tuple[Service, float], clock: Clock
-) -> None:
-    """Its last answer comes when there is no time for another call."""
-    service, needed = slowly
-    tracked(service, clock, 1)
-    clock.turn(IDLE)
-    report = sweep(service, time.monotonic() + needed + 1)
-    assert (report.counts["delivered"], report.stopped, report.left) == (1, "", [])
-
-
-def test_each_notification_is_logged_when_it_happens(
-    slowly: tuple[Service, float], clock: Clock, elevate: FakeElevate, log: Log
-) -> None:
-    """So the log shows what a killed sweep had sent."""
-    service, _ = slowly
-    elevate.markets, lines = {}, list[int]()
-    elevate.before_answer = lambda: lines.append(len(log()))
-    sessions = tracked(service, clock, 3)
-    clock.turn(IDLE)
-    sweep(service)
-    assert lines == [0, 1, 2]
-    assert {line["session"] for line in log()} == {hashed(one.session_key) for one in sessions}
-    assert {(line["attempt"], line["source"]) for line in log()} == {(1, "sweep")}
-
-
-def test_what_is_held_back_is_not_claimed(
-    settings: Settings,
-    make: Callable[[Settings], Service],
-    clock: Clock,
-    elevate: FakeElevate,
-    item: Callable[[Session], dict[str, Any]],
-) -> None:
-    """Meanwhile its visitor may come back or sign out."""
-    service = make(replace(settings, read_timeout=0.05))
-    (session,) = tracked(service, clock, 1)
-    elevate.markets = {"UK": (204, 0.3)}
-    for _ in range(TIMEOUTS):
-        end(service, new_session(), clock)
-    clock.turn(IDLE)
-    before = item(session)
-    report = sweep(service)
-    assert (report.counts["claimed"], report.counts["held_back"]) == (0, 1 + TIMEOUTS)
-    assert report.stopped == "elevate"
-    assert item(session) == before
-
-
-def test_what_is_not_sent_after_a_few_time_outs_counts_as_held_back(
-    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
-) -> None:
-    service = make(replace(settings, read_timeout=0.05, concurrency=1))
-    elevate.markets = {"UK": (204, 0.3)}
-    tracked(service, clock, 5)
-    clock.turn(IDLE)
-    counts = sweep(service).counts
-    assert (counts["retried"], counts["held_back"]) == (TIMEOUTS, 5 - TIMEOUTS)
 
 
 def test_what_another_sweep_has_claimed_is_skipped(
@@ -340,7 +191,8 @@ def test_a_session_past_its_deadline_expires_without_a_call(
     assert (report.counts["expired"], report.counts["delivered"]) == (1, 1)
     assert state(elevate4, passive) == "expired"
     assert state(elevate4, active) == "ended"
-    assert {(line["outcome"], line["source"]) for line in log()} == {
+    lines = [line for line in log() if "outcome" in line]
+    assert {(line["outcome"], line["source"]) for line in lines} == {
         ("delivered", "sweep"),
         ("expired", "sweep"),
     }
@@ -376,19 +228,6 @@ def test_retries_stop_at_the_deadline(
     assert len(elevate.received) <= settings.session_limit // BACKOFF_LIMIT + 2
 
 
-@pytest.mark.parametrize(("before", "after"), [(8, 2), (2, 8), (32, 1)])
-def test_changing_the_number_of_shards_loses_nothing(
-    settings: Settings,
-    make: Callable[[Settings], Service],
-    clock: Clock,
-    before: int,
-    after: int,
-) -> None:
-    tracked(make(replace(settings, shards=before)), clock, 50)
-    clock.turn(IDLE)
-    assert sweep(make(replace(settings, shards=after))).counts["delivered"] == 50
-
-
 def test_changing_the_dialect_and_the_idle_time_loses_nothing(
     settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
@@ -402,40 +241,18 @@ def test_changing_the_dialect_and_the_idle_time_loses_nothing(
     assert sweep(new).counts["delivered"] == 6
 
 
-def test_a_sweep_stays_within_elevates_rate(
+def test_a_rate_that_leaves_no_time_for_all_sends_none_twice(
     settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
-    slow = make(replace(settings, max_rate=50))
-    tracked(slow, clock, 40)
+    """What was claimed for a turn that came too late is given back, and due again."""
+    slow = make(replace(settings, max_rate=0.2, connect_timeout=0.5, read_timeout=0.5))
+    tracked(slow, clock, 10)
     clock.turn(IDLE)
-    started = time.monotonic()
-    assert sweep(slow).counts["delivered"] == 40
-    assert time.monotonic() - started >= 39 / 50
-
-
-@pytest.mark.parametrize("rate", [2, 0.2])
-def test_a_low_rate_does_not_make_a_sweep_overrun_its_time(
-    settings: Settings,
-    make: Callable[[Settings], Service],
-    clock: Clock,
-    elevate: FakeElevate,
-    rate: float,
-) -> None:
-    """Sixteen threads ask for a turn; one whose turn would be too late gives its session back."""
-    slow = make(replace(settings, max_rate=rate, connect_timeout=0.5, read_timeout=0.5))
-    tracked(slow, clock, 40)
-    clock.turn(IDLE)
-    last_call = 2 * 0.5 + 0.5 + SETTLE_RESERVE
-    started = time.monotonic()
-    report = sweep(slow, started + last_call + 1.2)
-    assert time.monotonic() - started < 2.5
-    assert report.stopped == "time"
-    assert report.left
-    assert report.counts["delivered"] == len(elevate.received) <= 4
-    assert report.counts["claimed"] <= report.counts["delivered"] + max(1, rate)
-    fast = make(settings)
-    assert sweep(fast).counts["delivered"] == 40 - report.counts["delivered"]
-    assert len(set(elevate.keys())) == len(elevate.keys()) == 40
+    report = sweep(slow, time.monotonic() + 1 + SETTLE_RESERVE + 0.5)
+    assert (report.stopped, report.handed_over) == ("time", 0)
+    assert report.counts["delivered"] == len(elevate.received) < 10
+    assert sweep(make(settings)).counts["delivered"] == 10 - report.counts["delivered"]
+    assert len(set(elevate.keys())) == len(elevate.keys()) == 10
 
 
 def test_a_bug_of_ours_does_not_keep_other_sessions_from_being_settled(
@@ -461,28 +278,85 @@ def test_a_bug_of_ours_does_not_keep_other_sessions_from_being_settled(
     assert len(elevate.keys()) == 5
 
 
-def test_a_session_is_not_claimed_long_before_its_turn(
-    settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
-) -> None:
-    """Until it is claimed, its visitor can come back."""
-    slow = make(replace(settings, max_rate=5, connect_timeout=0.5, read_timeout=0.5))
-    tracked(slow, clock, 60)
-    clock.turn(IDLE)
-    report = sweep(slow, time.monotonic() + 1 + SETTLE_RESERVE + 1)
-    assert 0 < report.counts["claimed"] <= report.counts["delivered"] + 5
-
-
 def test_the_session_that_has_waited_longest_comes_first_whatever_its_shard(
     settings: Settings, make: Callable[[Settings], Service], clock: Clock, elevate: FakeElevate
 ) -> None:
     service = make(replace(settings, concurrency=1))
     sessions: list[Session] = []
-    while len({shard_of(s.session_key, settings.shards) for s in sessions}) < settings.shards:
+    while len({shard_of(s.session_key) for s in sessions}) < SHARDS:
         sessions.append(new_session())
-    by_shard = {shard_of(s.session_key, settings.shards): s for s in sessions}
-    for shard in reversed(range(settings.shards)):
+    by_shard = {shard_of(s.session_key): s for s in sessions}
+    for shard in reversed(ALL_SHARDS):
         service.ending.track(Activity(by_shard[shard], int(clock.now)))
         clock.turn(61)
     clock.turn(IDLE)
     sweep(service)
     assert elevate.keys() == [by_shard[shard].session_key for shard in reversed(range(8))]
+
+
+def test_each_notification_is_logged_when_it_happens(
+    settings: Settings,
+    make: Callable[[Settings], Service],
+    clock: Clock,
+    elevate: FakeElevate,
+    log: Log,
+) -> None:
+    """So the log shows what a killed sweep had sent."""
+    service, lines = make(replace(settings, concurrency=1)), list[int]()
+    elevate.before_answer = lambda: lines.append(len(log()))
+    sessions = tracked(service, clock, 3)
+    clock.turn(IDLE)
+    sweep(service)
+    assert lines == [0, 1, 2]
+    written = [line for line in log() if line["message"] == "notification"]
+    assert {line["session"] for line in written} == {hashed(s.session_key) for s in sessions}
+    assert {(line["attempt"], line["source"]) for line in written} == {(1, "sweep")}
+
+
+@pytest.mark.parametrize("count", [60, 600])
+def test_expired_sessions_do_not_delay_the_others(
+    service: Service, clock: Clock, settings: Settings, elevate: FakeElevate, count: int
+) -> None:
+    """After a long outage the oldest have expired, and those still to be sent come after them."""
+    tracked(service, clock, count)
+    clock.turn(settings.session_limit + settings.slack)
+    tracked(service, clock, 5)
+    clock.turn(IDLE)
+    report = sweep(service)
+    assert (report.counts["expired"], report.counts["delivered"]) == (count, 5)
+
+
+def test_a_shard_of_several_pages_is_swept_to_its_end(
+    service: Service, clock: Clock, elevate: FakeElevate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessions.registry.PAGE", 2)
+    sessions = tracked(service, clock, 60)
+    clock.turn(IDLE)
+    report = sweep(service)
+    assert sorted(elevate.keys()) == sorted(session.session_key for session in sessions)
+    assert report.counts["backlog"] <= 2 * SHARDS, "the first pages"
+    assert report.counts["due"] == 60, "no page was read twice"
+
+
+def test_rows_that_cannot_be_read_are_counted_and_delay_no_others(
+    service: Service, clock: Clock, dynamodb: Any, settings: Settings
+) -> None:
+    tracked(service, clock, 20)
+    clock.turn(IDLE)
+    for number in range(4):
+        key = {"sessionKey": {"S": str(number)}, "market": {"S": "UK"}}
+        bad = key | {"sweepShard": {"N": str(number // 2)}, "dueAt": {"N": "1"}}
+        dynamodb.put_item(TableName=settings.table_name, Item=bad)
+    counts = sweep(service).counts
+    assert (counts["unreadable"], counts["backlog"], counts["delivered"]) == (4, 20, 20)
+
+
+def test_a_backlog_is_claimed_and_settled_in_large_batches(
+    dynamo: FaultyDynamoDB, settings: Settings, clock: Clock, elevate: FakeElevate
+) -> None:
+    service = service_of(replace(settings, concurrency=4), clock)
+    tracked(service, clock, 400)
+    clock.turn(IDLE)
+    dynamo.calls.clear()
+    assert sweep(service).counts["delivered"] == 400
+    assert dynamo.calls.count("BatchExecuteStatement") <= 0.2 * 400

@@ -4,6 +4,7 @@ import os
 import time
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from sessions import aws
 from sessions.dialects import Dialect
@@ -33,10 +34,17 @@ def application() -> Application:
     """Read the environment and build the application, at the first invocation."""
     settings = Settings.read()
     telemetry = Telemetry(settings.log_level)
-    registry, elevate = Registry(settings), Elevate(settings)
+    registry = Registry(settings, aws.client("dynamodb", settings.concurrency))
+    elevate = Elevate(settings)
     ending = Ending(settings, registry, elevate, telemetry)
-    sweeper = Sweeper(settings, registry, elevate, telemetry)
+    sweeper = Sweeper(settings, registry, elevate, telemetry, _hand_over)
     return Application(settings, registry, elevate, ending, sweeper, telemetry)
+
+
+def _hand_over(details: Any) -> int:
+    from handler.events import put_sweeps
+
+    return put_sweeps(details)
 
 
 @cache

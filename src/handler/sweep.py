@@ -7,42 +7,35 @@ import time
 from typing import Any
 
 from handler.application import application
-from handler.events import InvalidEvent, consume, put_sweeps
+from handler.events import InvalidEvent, consume
 from sessions.schemas import Validator
-from sessions.session import MAX_SHARDS, InvalidPayload
-from sessions.sweeping import ALL_SHARDS
+from sessions.session import InvalidPayload
+from sessions.statements import SHARDS
+from sessions.sweeping import MAX_DEPTH
 
-# A tick hands a shard over once, and what that leaves is the next tick's: so there is one hand-over
-# a shard at most. It ends this much (seconds) before the next tick may hand over.
-MAX_DEPTH = 1
-HAND_OVER_MARGIN = 10
-
-_SHARDS = {
-    "type": "array",
-    "minItems": 1,
-    "uniqueItems": True,
-    "items": {
-        "type": "integer",
-        "minimum": 0,
-        "maximum": MAX_SHARDS - 1,
-        "description": f"integers from 0 to {MAX_SHARDS - 1}",
-    },
-    "description": "a list of different shards",
-}
-_DEPTH = {
-    "type": "integer",
-    "minimum": 0,
-    "maximum": MAX_DEPTH,
-    "description": f"an integer from 0 to {MAX_DEPTH}",
-}
 _DETAIL = Validator(
     {
         "type": "object",
         "description": "a JSON object",
         "additionalProperties": False,
         "properties": {
-            "shards": _SHARDS,
-            "depth": _DEPTH,
+            "shards": {
+                "type": "array",
+                "minItems": 1,
+                "uniqueItems": True,
+                # Not as integers with bounds: to JSON Schema 1.0 is an integer too.
+                "items": {
+                    "enum": list(range(SHARDS)),
+                    "description": f"integers from 0 to {SHARDS - 1}",
+                },
+                "description": "a list of different shards",
+            },
+            "depth": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": MAX_DEPTH,
+                "description": f"an integer from 0 to {MAX_DEPTH}",
+            },
             "correlationId": {"type": "string", "description": "a string"},
         },
     },
@@ -51,41 +44,21 @@ _DETAIL = Validator(
 
 
 def handle(event: Any, context: Any) -> None:
-    """Sweep until done or out of time, and hand over what is left, one event per shard."""
+    """Sweep until done or out of time."""
     until = time.monotonic() + context.get_remaining_time_in_millis() / 1000
-    correlation_id = str((isinstance(event, dict) and event.get("id")) or context.aws_request_id)
-    consume(event, context, lambda event: _sweep(event, until, correlation_id), "sweep")
+    consume(event, context, lambda event: _sweep(event, context, until), "sweep")
 
 
-def _sweep(event: dict[str, Any], until: float, correlation_id: str) -> None:
-    app, started = application(), time.monotonic()
+def _sweep(event: dict[str, Any], context: Any, until: float) -> None:
+    app = application()
     detail = event.get("detail")
     try:
         _DETAIL(detail)
     except InvalidPayload as invalid:
         app.telemetry.refused(invalid.errors, "sweep")
         raise InvalidEvent("the event's detail is invalid") from None
-    detail = detail or {}
-    correlation_id = detail.get("correlationId", correlation_id)
+    own_id = str(event.get("id") or context.aws_request_id)
+    correlation_id = detail.get("correlationId", own_id)
     app.telemetry.begin(correlation_id)
-    depth = detail.get("depth", 0)
-    margin = HAND_OVER_MARGIN if depth else 0
-    report = app.sweeper.sweep(detail.get("shards", ALL_SHARDS), until - margin)
-    handed_over = 0
-    # Where Elevate's rate is bounded, more sweeps would not be faster: the next tick goes on.
-    if depth < MAX_DEPTH and not app.settings.max_rate:
-        passed_on = {"depth": depth + 1, "correlationId": correlation_id}
-        handed_over = put_sweeps([{"shards": [shard]} | passed_on for shard in report.left])
-    app.telemetry.swept(
-        oldest_age_s=report.oldest,
-        **report.counts,
-        stopped=report.stopped,
-        given_up=report.given_up,
-        left=len(report.left),
-        handed_over=handed_over,
-        duration_ms=round((time.monotonic() - started) * 1000),
-    )
-    if report.stopped != "registry" or report.counts["due"]:
-        # Zeros too: the alarm takes silence for trouble.
-        app.telemetry.count("SweepLag", report.oldest // 60)
-        app.telemetry.count("Backlog", report.counts["backlog"])
+    shards = [int(shard) for shard in detail.get("shards", range(SHARDS))]
+    app.sweeper.sweep(shards, until, detail.get("depth", 0), correlation_id)

@@ -1,171 +1,150 @@
-"""Which sessions a sweep takes up next: in order of their due time, and fairly between markets.
+"""Whose turn is it? Which due sessions a sweep takes up next: fairly between markets, oldest first.
 
-Each market has a lane with a window: how many of its sessions may be under way. It starts small,
-grows by what gets through, and falls back when something does not. A market for which nothing gets
-through is given up for this sweep and holds up no other.
+Each market has a lane with a window: how many of its sessions may be under way. The first windows
+share START between them; a window grows by one with each session that gets through and falls back
+when one does not. A market for which nothing gets through is given up for this sweep.
+
+Turns are counted in the seconds for which a market has kept threads busy, not in sessions: so a
+slow market cannot starve a quick one.
 """
 
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+import heapq
+import itertools
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Literal
 
-from sessions.registry import BATCH
 from sessions.session import Row
 
-# Sessions under way until the first of them gets through: what an outage costs each minute.
+# Sessions that may be under way, or in trouble, before the first one gets through: what an outage
+# of all markets costs each minute, or one for each market, if there are more.
 START = 25
 
-# The smallest batch (sessions) that is worth its two calls to DynamoDB while others are at work.
-LEAST = 8
+# What a session is taken to last (seconds) while none of its market has been answered.
+_UNKNOWN_PACE = 0.1
 
-# Sessions of one market that are kept ready for each thread: more than a slow one takes in a
-# minute. Any beyond that stay due for the next sweep.
-AHEAD = 500
-
-# A batch should keep its thread for no longer than this (seconds): others wait for their turn.
-BATCH_SECONDS = 2.5
+# How much of the latest session's time goes into its market's pace.
+_LATEST = 0.25
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Lane:
     """One market: its sessions that wait, and how it fares."""
 
-    window: int = START
-    waiting: deque[Row] = field(default_factory=deque)
-    flying: int = 0
-    tried: int = 0
-    silent: Literal["", "elevate", "registry"] = ""
+    waiting: list[tuple[int, int, Row]] = field(default_factory=list)  # a heap, oldest first
+    under_way: int = 0
+    grown: int = 0  # got through since the last trouble
+    failures: int = 0  # troubled since the last one that got through
+    has_got_through: bool = False
     given_up: bool = False
-    seconds_each: float = 0.0
+    spent: float = 0.0  # thread-seconds
+    pace: float = _UNKNOWN_PACE  # seconds a session
+
+    @property
+    def share(self) -> float:
+        """Return the thread-seconds it has had, and those its sessions under way will take."""
+        return self.spent + self.under_way * self.pace
 
 
 class Lanes:
-    """The due sessions of all markets; `next` gives a batch, `done` says what came of it.
+    """The due sessions of all markets. `waiting` and `under_way` count over all of them."""
 
-    `left` tells the shards of sessions that nobody took.
-    """
-
-    def __init__(self, rows: Iterator[Row], threads: int, most: int) -> None:
-        self._rows = rows
-        self._threads = threads
-        self._most = most
+    def __init__(self) -> None:
         self._lanes: dict[str, Lane] = {}
-        self._read_all = False
-        self._waiting = 0
-        self._flying = 0
-        self._fruitless = 0
-        self._got_through = False
-        self._dropped: set[int] = set()
+        self._order = itertools.count()
+        self._failures = 0  # until something gets through
+        self._has_got_through = False
+        self.waiting = 0
+        self.under_way = 0
+        # Sessions of markets that were given up.
+        self.abandoned = 0
 
     @property
-    def left(self) -> set[int]:
-        """Return the shards of sessions that wait, or for which there was no room."""
-        lanes = self._lanes.values()
-        return self._dropped.union(row.shard for lane in lanes for row in lane.waiting)
+    def given_up(self) -> list[str]:
+        """Return the markets for which nothing gets through."""
+        return sorted(market for market, lane in self._lanes.items() if lane.given_up)
 
     @property
-    def given_up(self) -> dict[str, str]:
-        """Return the markets that were given up, each with who did not answer."""
-        return {market: lane.silent for market, lane in self._lanes.items() if lane.given_up}
+    def shards_waiting(self) -> set[int]:
+        """Return the shards of the sessions that wait."""
+        return {row.shard for lane in self._lanes.values() for _, _, row in lane.waiting}
 
-    def next(self, batches: int) -> list[Row]:
-        """Return the next batch, of one market, while so many are at work; or nothing for now."""
-        if self._room() <= 0 or batches >= 2 * self._threads:
+    def put(self, row: Row) -> None:
+        """Let a due session wait for its turn."""
+        lane = self._lanes.get(row.session.market)
+        if lane is None:
+            lane = self._lanes[row.session.market] = Lane()
+        if lane.given_up:
+            self.abandoned += 1
+            return
+        if not lane.waiting and not lane.under_way:
+            # It has had no turns because it had no sessions, which saves none up.
+            busy = [other.spent for other in self._lanes.values() if other.waiting]
+            lane.spent = max(lane.spent, min(busy, default=0.0))
+        heapq.heappush(lane.waiting, (row.due_at or 0, next(self._order), row))
+        self.waiting += 1
+
+    def take(self, most: int) -> list[Row]:
+        """Return at most so many sessions whose turn it is; they are under way now."""
+        if most <= 0:
             return []
-        self._read_ahead(batches)
-        for market, lane in list(self._lanes.items()):
-            if count := self._size(lane, batches):
-                self._lanes[market] = self._lanes.pop(market)  # others first, next time
-                lane.flying += count
-                lane.tried += count
-                self._flying += count
-                self._waiting -= count
-                return [lane.waiting.popleft() for _ in range(count)]
-        return []
+        turns = [
+            (lane.share, number, lane)
+            for number, lane in enumerate(self._lanes.values())
+            if lane.waiting and self._room(lane) > 0
+        ]
+        heapq.heapify(turns)
+        taken: list[Row] = []
+        while turns and len(taken) < most:
+            _, number, lane = heapq.heappop(turns)
+            # The markets before it have used up what an outage may cost.
+            if self._room(lane) <= 0:
+                continue
+            _, _, row = heapq.heappop(lane.waiting)
+            taken.append(row)
+            lane.under_way += 1
+            self.under_way += 1
+            self.waiting -= 1
+            if lane.waiting and self._room(lane) > 0:
+                heapq.heappush(turns, (lane.share, number, lane))
+        return taken
 
-    def done(self, rows: Sequence[Row], counts: Counter[str], seconds: float) -> None:
-        """Take note of what came of a batch, and of how long it took."""
-        lane = self._lanes[rows[0].session.market]
-        lane.flying -= len(rows)
-        self._flying -= len(rows)
-        lane.seconds_each = seconds / len(rows)
-        through, failed = counts["delivered"] + counts["rejected"], counts["failed"]
-        troubled = counts["retried"] + counts["held_back"]
-        self._fruitless += troubled + failed
-        if through:
-            self._got_through = True
-            lane.silent = ""
-        elif troubled or failed:
-            lane.silent = "elevate" if troubled else "registry"
-        # Rows that needed no notification say nothing about Elevate; their tries go to others.
-        lane.tried -= len(rows) - through - troubled - failed
-        lane.window = START if troubled else min(lane.window + len(rows), self._most)
-        if lane.silent and not lane.flying:
+    def done(
+        self, row: Row, came_to: Literal["through", "trouble", "nothing"], seconds: float
+    ) -> None:
+        """Note what came of a session, and for how long it kept a thread.
+
+        `nothing` was sent: that says nothing about its market.
+        """
+        lane = self._lanes[row.session.market]
+        lane.under_way -= 1
+        self.under_way -= 1
+        if came_to == "nothing":
+            return
+        lane.spent += seconds
+        if lane.has_got_through or lane.failures:
+            lane.pace += (seconds - lane.pace) * _LATEST
+        else:
+            lane.pace = seconds
+        if came_to == "through":
+            self._has_got_through = lane.has_got_through = True
+            lane.grown += 1
+            lane.failures = 0
+        else:
+            self._failures += 1
+            lane.grown = 0
+            lane.failures += 1
+        if lane.failures and not lane.under_way and self._room(lane) <= 0:
             lane.given_up = True
-            self._waiting -= len(lane.waiting)
+            self.waiting -= len(lane.waiting)
+            self.abandoned += len(lane.waiting)
             lane.waiting.clear()
 
-    def _room(self) -> int:
-        """Return how many more sessions may be taken up now."""
-        room = self._most - self._flying
-        if self._got_through:
+    def _room(self, lane: Lane) -> int:
+        """Return how many more of a market's sessions may be taken up now."""
+        first = START if lane.has_got_through else max(1, START // len(self._lanes))
+        room = first + lane.grown - lane.failures - lane.under_way
+        if self._has_got_through:
             return room
-        # Each market may be tried once, however many there are.
-        return min(room, max(START, len(self._lanes)) - self._flying - self._fruitless)
-
-    def _size(self, lane: Lane, batches: int) -> int:
-        """Return how many sessions of a lane to take now; 0 is none, or better a full batch later.
-
-        A window is spread over all threads; where it is wide, in DynamoDB's full batches.
-        """
-        if lane.silent or not lane.waiting:
-            return 0
-        room = min(lane.window - lane.flying, self._room())
-        size = min(-(-lane.window // self._threads), BATCH)
-        if not self._got_through:
-            # A share for each market, and one for those that may be further back.
-            share = max(1, START // (len(self._lanes) + (not self._read_all)))
-            room = min(room, share - lane.tried)
-            size = min(size, share)
-        if lane.seconds_each:
-            size = min(size, max(1, int(BATCH_SECONDS / lane.seconds_each)))
-        if room < size and batches >= self._threads:
-            return 0
-        if self._read_all:
-            # The last sessions are spread, so that no thread ends long after the others.
-            size = min(size, max(-(-self._waiting // self._threads), LEAST))
-        return max(0, min(size, room, len(lane.waiting)))
-
-    def _read_ahead(self, batches: int) -> None:
-        """Read until there is work for all threads, of markets that are quick if there are any.
-
-        A slow market leaves threads free for others further back. A quick one whose queue is full
-        is no reason to read on and drop more of its sessions.
-        """
-        while not self._read_all:
-            quick = [lane for lane in self._lanes.values() if lane.waiting and self._is_quick(lane)]
-            waiting = sum(len(lane.waiting) for lane in quick)
-            is_any_ready = any(lane.flying < lane.window for lane in quick)
-            is_full = waiting + BATCH > AHEAD * self._threads
-            is_busy = batches >= self._threads
-            if waiting >= self._threads * BATCH and (is_any_ready or is_full or is_busy):
-                break
-            some = list(islice(self._rows, BATCH))
-            self._read_all = len(some) < BATCH
-            for row in some:
-                self._put(row)
-
-    def _is_quick(self, lane: Lane) -> bool:
-        return not lane.silent and lane.seconds_each * BATCH <= BATCH_SECONDS
-
-    def _put(self, row: Row) -> None:
-        lane = self._lanes.setdefault(row.session.market, Lane())
-        if lane.given_up:
-            return
-        if len(lane.waiting) >= AHEAD * self._threads:
-            self._dropped.add(row.shard)
-            return
-        lane.waiting.append(row)
-        self._waiting += 1
+        # Nothing gets through yet: a market that is found late may be tried once all the same.
+        once = 1 - lane.failures - lane.under_way
+        return min(room, max(once, START - self._failures - self.under_way))

@@ -1,35 +1,23 @@
-"""Keep to a rate that Elevate can take, over all threads of a sweep."""
-
-import threading
-import time
-from collections.abc import Callable
+"""Keep a sweep to a rate that Elevate can take."""
 
 
 class Pacer:
-    """Let callers through at most `rate` times a second, evenly; a rate of 0 is no limit."""
+    """Give turns at most `rate` times a second, evenly; a rate of 0 is no limit.
 
-    def __init__(
-        self,
-        rate: float,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
+    Times are monotonic seconds. Turns that nobody took are not saved up. `ahead` is how many
+    sessions may be claimed before their turn: those of the next second, for in a second few come
+    back to life. None is no limit.
+    """
+
+    def __init__(self, rate: float) -> None:
         self._step = 1 / rate if rate else 0.0
-        self._clock = clock
-        self._sleep = sleep
         self._next = 0.0
-        self._lock = threading.Lock()
+        self.ahead = max(1, int(rate)) if rate else None
 
-    def wait(self, latest: float) -> bool:
-        """Return True when it is this caller's turn; False at once if that is not by `latest`."""
-        if not self._step:
-            return True
-        with self._lock:
-            now = self._clock()
-            turn = max(now, self._next)
-            if turn > latest:
-                return False
-            self._next = turn + self._step
-        if turn > now:
-            self._sleep(turn - now)
-        return True
+    def wait(self, now: float) -> float:
+        """Return the seconds until the next turn."""
+        return max(0.0, self._next - now) if self._step else 0.0
+
+    def take(self, now: float) -> None:
+        """Take the next turn, which has come."""
+        self._next = max(now, self._next) + self._step

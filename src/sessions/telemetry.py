@@ -76,7 +76,7 @@ class Telemetry:
         self._write(self._logger.debug, "repeated end", session, result=result, source=source)
 
     def expired(self, rows: Iterable[Row], source: Source) -> None:
-        """Write a line for each session that Elevate must have ended itself."""
+        """Write a line for each session that Elevate will already have ended itself."""
         for row in rows:
             self._write(
                 self._logger.info,
@@ -122,7 +122,7 @@ class Telemetry:
 
     def swept(self, **fields: Any) -> None:
         """Write the one line of a sweep."""
-        is_trouble = fields["stopped"] in ("elevate", "registry") or fields["unreadable"]
+        is_trouble = fields["given_up"] or fields["stopped"] == "registry" or fields["unreadable"]
         self._write(self._logger.warning if is_trouble else self._logger.info, "sweep", **fields)
 
     def count(self, name: str, by: int = 1) -> None:
