@@ -20,11 +20,11 @@ from botocore.exceptions import (
 from rich.console import Console
 from rich.table import Table
 
-from local.logs import as_json, follow, line_of, readable
+from ops.logs import as_json, follow, line_of, readable
 from ops.redrive import QUEUES, redrive_all, waiting
 from ops.rejected import rejected, retry
 from ops.target import Target, hint
-from sessions.session import MAX_SHARDS
+from sessions.statements import SHARDS
 from sessions.telemetry import hashed
 
 # How many rows are written at once. It stays below boto3's ten connections.
@@ -114,7 +114,7 @@ def status(operator: Operator) -> None:
         ):
             states.update(item.get("state", {}).get("S", "unknown") for item in page["Items"])
         due, oldest = 0, now
-        for shard in range(MAX_SHARDS):
+        for shard in range(SHARDS):
             for page in dynamodb.get_paginator("query").paginate(
                 TableName=table,
                 IndexName="due",

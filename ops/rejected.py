@@ -6,8 +6,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from sessions.session import MAX_SHARDS
-from sessions.statements import parked
+from sessions.statements import SHARDS, parked
 
 # They are spread over this many seconds, so that the next sweep does not get them all at once.
 SPREAD = 60
@@ -15,7 +14,7 @@ SPREAD = 60
 
 def rejected(dynamodb: Any, table: str, market: str | None = None) -> Iterator[dict[str, Any]]:
     """Return the rejected sessions of a market, or of all, as the index holds them."""
-    for shard in range(MAX_SHARDS):
+    for shard in range(SHARDS):
         start: dict[str, Any] | None = {}
         while start is not None:
             page = dynamodb.query(
