@@ -10,7 +10,7 @@ import pytest
 from local.interface import interface
 from local.reference import PAGE, parameters_page
 from registry_table import template
-from sessions.session import LEASE_SECONDS, MAX_SHARDS
+from sessions.session import LEASE_SECONDS
 from sessions.settings import Settings
 from translation import translated
 
@@ -50,10 +50,6 @@ def test_every_pair_of_idle_time_and_limit_that_is_accepted_works() -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_lease_outlives_every_invocation(name: str) -> None:
     assert int(FUNCTIONS[name]["Timeout"]) < LEASE_SECONDS
-
-
-def test_there_are_no_more_shards_than_sweeps_query() -> None:
-    assert PARAMETERS["SweepShards"]["MaxValue"] == MAX_SHARDS
 
 
 def test_each_function_has_its_own_file_role_and_log_group_with_retention() -> None:
@@ -153,25 +149,12 @@ def test_no_policy_allows_everything() -> None:
                 assert statement["Resource"] != "*", name
 
 
-@pytest.mark.parametrize("canary", ["false", "true"])
-def test_every_role_has_the_boundary_even_those_that_sam_makes(canary: str) -> None:
-    made = translated(Canary=canary)
+def test_every_role_has_the_boundary_even_those_that_sam_makes() -> None:
+    made = translated()
     bounded = {"Fn::If": ["HasPermissionsBoundary", {"Ref": "PermissionsBoundaryArn"}, NO_VALUE]}
     for name, resource in made.items():
         if resource["Type"] == "AWS::IAM::Role":
             assert resource["Properties"]["PermissionsBoundary"] == bounded, name
-
-
-def test_a_canary_rolls_back_when_an_alarm_of_its_function_fires() -> None:
-    made = translated(Canary="true")
-    for name in FUNCTIONS:
-        updated = made[f"{name}Aliaslive"]["UpdatePolicy"]["CodeDeployLambdaAliasUpdate"]
-        group = made[updated["DeploymentGroupName"]["Ref"]]["Properties"]
-        alarms = [alarm["Name"]["Ref"] for alarm in group["AlarmConfiguration"]["Alarms"]]
-        assert alarms[0] == name.replace("Function", "ErrorsAlarm")
-        assert all(RESOURCES[alarm]["Type"] == "AWS::CloudWatch::Alarm" for alarm in alarms)
-        assert "DEPLOYMENT_STOP_ON_ALARM" in group["AutoRollbackConfiguration"]["Events"]
-        assert group["ServiceRoleArn"] == {"Fn::GetAtt": ["CanaryRole", "Arn"]}
 
 
 @pytest.mark.parametrize("name", RESOURCES)

@@ -206,7 +206,7 @@ def test_a_stack_in_aws_is_operated_by_its_name(deployed: Deployed) -> None:
     for command in ("status", "sweep", "redrive"):
         code, output = deployed.operate(command, *named, **aws)
         assert (code, output[:1]) == (0, "{"), output
-    wait_for(lambda: deployed.received(undelivered))  # by the alias
+    wait_for(lambda: deployed.received(undelivered))
     code, output = deployed.operate("session", *named, session["sessionKey"], **aws)
     assert json.loads(output)["rows"][0]["state"] == "ended"
 
