@@ -1,5 +1,6 @@
 """template.yaml against the code: what one promises the other keeps."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Any
 import pytest
 
 from local.interface import interface
+from local.parameters import PARAMETERS as CHECKED_BY_MAKE_RUN
+from local.parameters import parameters
 from local.reference import PAGE, parameters_page
+from local.stack import StackError
 from registry_table import template
 from sessions.session import LEASE_SECONDS
 from sessions.settings import Settings
@@ -35,6 +39,37 @@ def test_the_templates_environment_yields_the_default_settings() -> None:
     }
     given = {"TABLE_NAME": "t", "EVENT_BUS_NAME": "b", "ELEVATE_CLUSTER_ID": "c"}
     assert Settings.read(defaults | given) == Settings.read(given)
+
+
+def test_the_largest_environment_fits_into_lambdas_4_kb() -> None:
+    """Lambda measures it as JSON: "exceeded the 4KB limit. String measured: {…}"."""
+    stack = "s" * (64 - len("-sweep"))  # the longest name of a function
+    # Whatever CloudFormation accepts: markets of a kind, numbers as they were typed.
+    markets = ('"' * 1000, "x" * 1000, "ü" * 500, "\U0001f600" * 500)
+    longest = {
+        "Registry": f"{stack}-Registry-{'X' * 13}",
+        "Bus": stack,
+        "AWS::StackName": stack,
+        "ElevateClusterId": "x" * 63,
+        "ElevateBaseUrl": f"https://{'x' * 192}",
+        "Markets": max(markets, key=lambda value: len(json.dumps(value, ensure_ascii=False))),
+    }
+    for variable, name in CHECKED_BY_MAKE_RUN.items():
+        if name in longest:
+            assert parameters({variable: longest[name]}) == {name: longest[name]}
+            with pytest.raises(StackError):
+                parameters({variable: longest[name] + "x"})
+    for name, rules in PARAMETERS.items():
+        if rules["Type"] == "Number":
+            longest[name] = "0" * 20
+        elif "AllowedValues" in rules:
+            longest[name] = max(rules["AllowedValues"], key=len)
+    variables: dict[str, str] = template()["Globals"]["Function"]["Environment"]["Variables"]
+    largest = {name: longest.get(value, value) for name, value in variables.items()}
+    assert {value for value in variables.values() if value in PARAMETERS} <= set(longest)
+    measured = len(json.dumps(largest, ensure_ascii=False, separators=(",", ":")).encode())
+    room = 1000  # for a list of origins
+    assert measured + room < 4096
 
 
 def test_every_pair_of_idle_time_and_limit_that_is_accepted_works() -> None:
