@@ -126,6 +126,26 @@ def test_every_way_to_a_function_has_a_dead_letter_queue() -> None:
             assert "Arn" in event["Properties"]["DeadLetterConfig"]
 
 
+def test_a_failed_or_throttled_sweep_is_given_up_before_the_next_tick_but_one() -> None:
+    """Lambda would keep throttled ticks for six hours, and then start them all."""
+    settings = FUNCTIONS["SweepFunction"]["EventInvokeConfig"]
+    assert settings["MaximumRetryAttempts"] == 0
+    assert settings["MaximumEventAgeInSeconds"] == 60
+    assert settings["DestinationConfig"]["OnFailure"]["Destination"] == "MissedSweeps.Arn"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_lambda_may_write_a_functions_dead_letter_messages(name: str) -> None:
+    (policy,) = RESOURCES[FUNCTIONS[name]["Role"].split(".")[0]]["Properties"]["Policies"]
+    granted = [
+        statement["Resource"]
+        for statement in policy["PolicyDocument"]["Statement"]
+        if isinstance(statement, dict) and statement["Action"] == "sqs:SendMessage"
+    ]
+    settings = FUNCTIONS[name]["EventInvokeConfig"]
+    assert granted == [settings["DestinationConfig"]["OnFailure"]["Destination"]]
+
+
 def test_every_dead_letter_queue_and_function_has_alarms() -> None:
     alarms = [r["Properties"] for r in RESOURCES.values() if r["Type"] == "AWS::CloudWatch::Alarm"]
     watched = [
