@@ -189,8 +189,6 @@ def test_every_alarm_names_its_paragraph_and_notifies_somebody() -> None:
             (paragraph,) = re.findall('See "(.+)" in', alarm["AlarmDescription"])
             assert f"## {paragraph}\n" in manual
             assert alarm["AlarmActions"] == alarm["OKActions"] != []
-            if alarm["TreatMissingData"] == "missing":
-                assert alarm["InsufficientDataActions"] == alarm["AlarmActions"]
 
 
 def test_no_policy_allows_everything() -> None:
