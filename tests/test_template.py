@@ -181,6 +181,18 @@ def test_the_dashboard_and_its_link_can_be_left_out() -> None:
     assert PARAMETERS["Dashboard"]["Default"] == "true"
 
 
+def test_encryption_is_billed_only_with_a_key_of_ones_own() -> None:
+    assert RESOURCES["Registry"]["Properties"]["SSESpecification"] == {
+        "SSEEnabled": ["HasKmsKey", True, False],
+        "SSEType": ["HasKmsKey", "KMS", "AWS::NoValue"],
+        "KMSMasterKeyId": ["HasKmsKey", "KmsKeyArn", "AWS::NoValue"],
+    }
+    for resource in RESOURCES.values():
+        if resource["Type"] == "AWS::SQS::Queue":
+            managed = resource["Properties"]["SqsManagedSseEnabled"]
+            assert managed is True or managed == ["HasKmsKey", "AWS::NoValue", True]
+
+
 def test_every_alarm_names_its_paragraph_and_notifies_somebody() -> None:
     manual = (ROOT / "docs" / "operations.md").read_text()
     for resource in RESOURCES.values():
