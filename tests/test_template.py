@@ -251,6 +251,12 @@ def test_the_dashboards_link_leads_to_the_partitions_console(partition: str, con
     assert host == console
 
 
+def test_the_api_takes_no_outdated_tls() -> None:
+    api = translated()["Api"]["Properties"]
+    assert api["SecurityPolicy"] == "SecurityPolicy_TLS13_1_2_2021_06"
+    assert api["EndpointAccessMode"] == "STRICT"
+
+
 def test_open_ends_need_an_origin() -> None:
     rule = template()["Rules"]["OpenEndsNeedOrigin"]
     assert rule["RuleCondition"] == ["ApiAuth", "NONE"]
