@@ -230,7 +230,17 @@ def test_what_holds_data_outlives_the_stack(name: str) -> None:
     if resource["Type"] in holds:
         assert {"DeletionPolicy", "UpdateReplacePolicy"} <= set(resource)
     if name in kept:
-        assert resource["DeletionPolicy"] == resource["UpdateReplacePolicy"] == "Retain"
+        # A first deploy that fails leaves nothing behind, or the next could not tell what is whose.
+        assert resource["DeletionPolicy"] == "RetainExceptOnCreate"
+        assert resource["UpdateReplacePolicy"] == "Retain"
+
+
+def test_the_table_of_production_cannot_be_deleted_by_accident() -> None:
+    assert RESOURCES["Registry"]["Properties"]["DeletionProtectionEnabled"] == "DeletionProtection"
+    assert PARAMETERS["DeletionProtection"]["Default"] == "false"
+    deploys = tomllib.loads((ROOT / "samconfig.toml").read_text())
+    production = deploys["production"]["deploy"]["parameters"]["parameter_overrides"]
+    assert "DeletionProtection=true" in production
 
 
 @pytest.mark.parametrize(
