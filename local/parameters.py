@@ -19,7 +19,6 @@ PARAMETERS = {
     "SESSION_IDLE_MINUTES": "SessionIdleMinutes",
     "SESSION_LIMIT_MINUTES": "SessionLimitMinutes",
     "RETRY_BASE_SECONDS": "RetryBaseSeconds",
-    "SWEEP_SHARDS": "SweepShards",
     "SWEEP_CONCURRENCY": "SweepConcurrency",
 }
 _OTHERS = ("PORT", "ELEVATE_PORT", "PLAYGROUND_PORT", "FOLDER")
@@ -60,7 +59,7 @@ def _wrong(value: str, rules: dict[str, Any]) -> str:
         if not (re.fullmatch(r"[0-9]{1,9}", value) and least <= int(value) <= most):
             return f"give a whole number from {least} to {most}."
     if not re.fullmatch(rules.get("AllowedPattern", ".*"), value):
-        return str(rules["Description"])
+        return str(rules.get("ConstraintDescription", rules["Description"]))
     if len(value) > rules.get("MaxLength", len(value)):
         return f"give at most {rules['MaxLength']} characters."
     return ""

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from botocore.exceptions import EndpointConnectionError
 
-from local.logs import as_json, follow, text_of
 from local.parameters import parameters, port
 from local.playground import Playground
 from local.service import Service
 from local.stack import ROOT, Stack, StackError, free_port
+from ops.logs import as_json, follow, text_of
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -109,7 +109,6 @@ class Stack:
             *overrides,
         )
         self.info = self._describe(given)
-        self._copy_invoke_settings()
         self._put_gateway_responses()
         (self.folder / "stack.json").write_text(json.dumps(self.info, indent=2) + "\n")
         return self.info
@@ -268,17 +267,6 @@ class Stack:
         if code:
             self._say(log.read_text(errors="replace"))
             raise StackError(f"`sam {arguments[0]}` failed; its output is above.")
-
-    def _copy_invoke_settings(self) -> None:
-        """Copy the alias's invoke settings to the function, where MiniStack looks for them."""
-        functions = self.client("lambda")
-        for name in self.info["functions"].values():
-            found = functions.get_function_event_invoke_config(FunctionName=name, Qualifier="live")
-            functions.put_function_event_invoke_config(
-                FunctionName=name,
-                MaximumRetryAttempts=found["MaximumRetryAttempts"],
-                DestinationConfig={"OnFailure": found["DestinationConfig"]["OnFailure"]},
-            )
 
     def _put_gateway_responses(self) -> None:
         """Set the gateway's own answers, which MiniStack does not read from openapi.yaml."""

@@ -216,7 +216,7 @@ class Verification:
     def _redeploy(self) -> None:
         """Change settings in the middle of the run."""
         if not self._over.wait(_LEAST_SECONDS / 3):
-            self._stack.deploy(SETTINGS | {"SweepShards": "3", "SweepConcurrency": "4"})
+            self._stack.deploy(SETTINGS | {"SweepConcurrency": "4"})
 
     def _workers(self) -> list[int]:
         """Return the processes of Lambda functions, which are MiniStack's children."""

@@ -20,7 +20,7 @@ from botocore.exceptions import (
 from rich.console import Console
 from rich.table import Table
 
-from local.logs import as_json, follow, line_of, readable
+from ops.logs import as_json, follow, line_of, readable
 from ops.redrive import QUEUES, redrive_all, waiting
 from ops.rejected import rejected, retry
 from ops.target import Target, hint

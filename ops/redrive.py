@@ -31,7 +31,8 @@ def waiting(target: Target, output: str) -> int:
 def redrive_all(target: Target) -> tuple[Counter[str], Counter[str]]:
     """Send each dead-letter message to its function again.
 
-    Returns how many of each queue were sent, and how many were left because they cannot be read.
+    Of missed sweeps one is sent, and the others are deleted.
+    Returns how many messages of each queue are gone, and how many cannot be read and were left.
     """
     sqs, screen = target.client("sqs"), Console(stderr=True)
     done: Counter[str] = Counter()
@@ -57,7 +58,9 @@ def redrive_all(target: Target) -> tuple[Counter[str], Counter[str]]:
                     except (ValueError, LookupError, TypeError, AttributeError):
                         left[name] += 1
                         continue
-                    target.invoke(function, event)
+                    # One sweep makes up for all that were missed; many at once would flood Elevate.
+                    if output != "MissedSweepsUrl" or not done[name]:
+                        target.invoke(function, event)
                     sqs.delete_message(QueueUrl=queue, ReceiptHandle=hidden.pop())
                     done[name] += 1
         finally:
@@ -71,7 +74,7 @@ def redrive_all(target: Target) -> tuple[Counter[str], Counter[str]]:
 def _addressee(target: Target, output: str, message: dict[str, Any]) -> tuple[str, Any]:
     """Return the function that a dead-letter message was meant for, and the event to send it."""
     body = json.loads(message["Body"])
-    if output == "FailedEventsUrl":  # Lambda's own record around the event
+    if "requestContext" in body:  # Lambda's own record around the event
         name = body["requestContext"]["functionArn"].split(":")[6]
         return target.functions[target.functions.index(name)], body["requestPayload"]
     if output == "UndeliveredEventsUrl":

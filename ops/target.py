@@ -1,6 +1,7 @@
 """The stack that an operator's command acts on: the embedded one, or one in AWS."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -15,7 +16,7 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from local.stack import ROOT
+ROOT = Path(__file__).parent.parent
 
 # How often (seconds) the logs are polled: CloudWatch allows few such calls a second.
 _POLL, _POLL_AWS = 0.5, 2.0
@@ -32,8 +33,6 @@ class Target:
         if stack:
             self._session = boto3.Session(profile_name=profile, region_name=region)
             self._endpoint, self._config = None, None
-            # All traffic goes to this alias, and only it has retries and a dead-letter queue.
-            self._alias = ":live"
             self.poll = _POLL_AWS
         else:
             if profile or region:
@@ -45,8 +44,6 @@ class Target:
             stack, self._endpoint = info["stackName"], info["awsEndpointUrl"]
             # It answers at once, or it is not running.
             self._config = Config(retries={"total_max_attempts": 1})
-            # MiniStack applies neither when a version is called.
-            self._alias = ""
             self.poll = _POLL
             self._session = boto3.Session(
                 aws_access_key_id="test",
@@ -73,7 +70,7 @@ class Target:
     def invoke(self, function: str, event: Any) -> None:
         """Invoke a function asynchronously, so that Lambda retries it."""
         self.client("lambda").invoke(
-            FunctionName=function + self._alias, InvocationType="Event", Payload=json.dumps(event)
+            FunctionName=function, InvocationType="Event", Payload=json.dumps(event)
         )
 
     @property

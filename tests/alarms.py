@@ -24,23 +24,22 @@ def fires(alarm: dict[str, Any], periods: list[list[float]]) -> bool:
     return state(alarm, periods) == "ALARM"
 
 
-def state(alarm: dict[str, Any], periods: list[list[float]]) -> str:
+def state(alarm: dict[str, Any], periods: list[list[float]], *, is_new: bool = False) -> str:
     """Return the state that CloudWatch gives an alarm.
 
-    As the alarm says, a period without data is either not breaching or missing; for each missing
-    period, an earlier one with data counts instead.
+    As the alarm says, a period without data is breaching or not. A new alarm, if it warms up, is
+    not evaluated before each of its periods has data.
     """
     statistic = STATISTICS[alarm["Statistic"]]
     count = int(_number(alarm["EvaluationPeriods"]))
     is_breach = COMPARISONS[alarm["ComparisonOperator"]]
-    assert alarm["TreatMissingData"] in ("missing", "notBreaching")
-    if alarm["TreatMissingData"] == "missing":
-        periods = [points for points in periods if points]
-        if not periods:
-            return "INSUFFICIENT_DATA"
+    missing = {"breaching": True, "notBreaching": False}[alarm["TreatMissingData"]]
+    last = periods[-count:]
+    if is_new and "WarmUpConfiguration" in alarm and not (len(last) == count and all(last)):
+        return "INSUFFICIENT_DATA"
     breaching = [
-        bool(points) and is_breach(statistic(points), _number(alarm["Threshold"]))
-        for points in periods[-count:]
+        is_breach(statistic(points), _number(alarm["Threshold"])) if points else missing
+        for points in last
     ]
     return "ALARM" if breaching.count(True) >= needed(alarm) else "OK"
 

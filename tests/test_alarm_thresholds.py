@@ -125,10 +125,20 @@ def test_sweeps_that_stop_notify_somebody_and_those_that_have_not_begun_do_not(
     world.without_registry()
     world.sweep()
     without = [points(alarm, capsys)] * 10
-    first, running, stopped = state(alarm, without), state(alarm, [looked]), state(alarm, without)
+    first = state(alarm, without, is_new=True)
     assert not notifies(alarm, "INSUFFICIENT_DATA", first), "the first deploy"
-    assert running == "OK"
+    running, stopped = state(alarm, [looked] * 5), state(alarm, without)
+    assert (running, stopped) == ("OK", "ALARM")
     assert notifies(alarm, running, stopped)
+    assert state(alarm, [*without, looked]) == "OK"
+
+
+def test_the_warm_up_of_an_alarm_outlasts_a_first_deploy() -> None:
+    """A deploy takes about five minutes; what the alarm counts comes only after it."""
+    for alarm in ALARMS.values():
+        is_awaited = alarm["TreatMissingData"] == "breaching"
+        minutes = alarm.get("WarmUpConfiguration", {}).get("WarmUpPeriodDurationInMinutes", 0)
+        assert (minutes >= 15) is is_awaited
 
 
 @pytest.mark.parametrize("name", sorted(set(ALARMS) - set(FAULTS)))

@@ -1,9 +1,15 @@
 """What the documents link to or name exists."""
 
+import itertools
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from samcli.cli.types import CfnParameterOverridesType
+
+from registry_table import template
 
 ROOT = Path(__file__).parent.parent
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
@@ -46,3 +52,39 @@ def test_no_command_drops_the_parameters_of_samconfig() -> None:
     for document in DOCUMENTS:
         for line in document.read_text().splitlines():
             assert not ("--config-env" in line and "--parameter-overrides" in line), document.name
+
+
+def test_the_sam_cli_takes_every_parameter_of_a_deploy() -> None:
+    """It refuses `Name=`: what is empty has to be written as `Name=""`, quotes included."""
+    found = list(deploys())
+    assert len(found) > 10
+    for parameters in found:
+        parsed = CfnParameterOverridesType().convert(tuple(parameters), None, None)
+        assert set(parsed) <= set(template()["Parameters"]), parameters
+        assert len(parsed) == len(parameters), parameters
+
+
+def deploys() -> Iterator[list[str]]:
+    """Yield the parameters of each deploy in the documents, as a shell hands them on."""
+    for document in DOCUMENTS:
+        for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL):
+            if given := re.search('^GIVEN="(.*)"$', block, re.MULTILINE):
+                yield given[1].split()
+            for line in block.replace("\\\n", " ").splitlines():
+                if "deploy" in line:
+                    yield from filter(None, map(parameters_of, commands(line)))
+
+
+def commands(line: str) -> Iterator[list[str]]:
+    """Yield the words of each command of a shell's line."""
+    words = shlex.shlex(line, posix=True, punctuation_chars=True)
+    words.whitespace_split = True
+    for is_between, command in itertools.groupby(words, lambda word: set(word) <= set(";&|(){}")):
+        if not is_between:
+            yield list(command)
+
+
+def parameters_of(command: list[str]) -> list[str]:
+    """Return a deploy's parameters; none of a command that is no deploy."""
+    is_deploy = command[0] == "deploy" or command[:2] == ["sam", "deploy"]
+    return [word for word in command if is_deploy and re.match(r"\w+=", word)]

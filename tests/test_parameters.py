@@ -6,6 +6,11 @@ from local.parameters import parameters, port
 from local.simulated_elevate import markets_of
 from local.stack import StackError
 
+SEVENTY = ",".join(f"BRAND{n}_EN-GB" for n in range(70))
+VPC_ENDPOINT = (
+    f"https://vpce-0123456789abcdef0-a1b2c3d4.vpce-svc-{'0' * 17}.eu-west-1.vpce.amazonaws.com"
+)
+
 
 @pytest.mark.parametrize(
     ("given", "said"),
@@ -17,8 +22,11 @@ from local.stack import StackError
         ({"SESSION_IDLE_MINUTES": "1.5"}, "give a whole number from 1 to 240."),
         ({"SESSION_IDLE_MINUTES": "241"}, "give a whole number from 1 to 240."),
         ({"SESSION_LIMIT_MINUTES": "240"}, "give a whole number from 241 to"),
-        ({"SWEEP_SHARDS": "many"}, "SWEEP_SHARDS=many is not valid: give a whole number from 1 to"),
-        ({"MARKETS": "x" * 71}, "give at most 70 characters."),
+        ({"SWEEP_CONCURRENCY": "many"}, "SWEEP_CONCURRENCY=many is not valid: give a whole number"),
+        ({"MARKETS": "x" * 1001}, "give at most 1000 characters."),
+        ({"MARKETS": "ü" * 501}, "give at most 1,000 characters, or 500 where one is not ASCII"),
+        ({"MARKETS": "UK,\t"}, "give at most 1,000 characters, or 500 where one is not ASCII"),
+        ({"ELEVATE_BASE_URL": "https://" + "x" * 193}, "give at most 200 characters."),
         (
             {"MAKEFLAGS": " -- MARKET=UK"},
             "`make run` does not know MARKET: did you mean MARK",
@@ -42,6 +50,9 @@ def test_what_is_invalid_is_refused_in_one_line(given: dict[str, str], said: str
         ({}, {}),
         ({"MARKETS": ""}, {"Markets": ""}),
         ({"MARKETS": "A%2CB,SE"}, {"Markets": "A%2CB,SE"}),
+        ({"MARKETS": SEVENTY}, {"Markets": SEVENTY}),
+        ({"MARKETS": "Sverige & Norge/ü"}, {"Markets": "Sverige & Norge/ü"}),
+        ({"ELEVATE_BASE_URL": VPC_ENDPOINT}, {"ElevateBaseUrl": VPC_ENDPOINT}),
         ({"ELEVATE_API": "", "SESSION_IDLE_MINUTES": ""}, {}),
         ({"ELEVATE_BASE_URL": "https://x.example/a"}, {"ElevateBaseUrl": "https://x.example/a"}),
         ({"SESSION_IDLE_MINUTES": "1"}, {"SessionIdleMinutes": "1"}),

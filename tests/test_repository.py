@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
+from samcli.cli.types import CfnParameterOverridesType
 
 from local.interface import interface
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+DEPLOY = ROOT / ".github" / "workflows" / "deploy.yml"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
@@ -53,6 +55,32 @@ def test_a_workflow_has_few_permissions_and_pins_its_actions(workflow: Path) -> 
         target for line in commands(workflow) for target in re.findall(r"make ([a-z-]+)", line)
     }
     assert named <= targets
+
+
+def test_nothing_is_built_where_credentials_can_be_asked_for() -> None:
+    jobs = yaml.safe_load(DEPLOY.read_text())["jobs"].values()
+    trusted = [job for job in jobs if job["permissions"].get("id-token") == "write"]
+    assert len(trusted) == 1
+    assert not re.search("make|pip|npm", str([step.get("run") for step in trusted[0]["steps"]]))
+    for action in re.findall(r"uses: (\S+)", DEPLOY.read_text()):
+        assert re.fullmatch(r"\S+@[0-9a-f]{40}", action), action
+
+
+def test_every_parameter_of_the_deploy_workflow_arrives_whole(tmp_path: Path) -> None:
+    (sam := tmp_path / "sam").write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
+    sam.chmod(0o755)
+    wanted = {"ElevateClusterId": "w1a2", "Markets": "UK,Sverige & Norge=x", "CorsOrigin": ""}
+    given = {"PARAMETERS": "".join(f"{name}={value}\n" for name, value in wanted.items())}
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands(DEPLOY)[-1]],  # noqa: S607 - as the workflow does
+        env={"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"} | given,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    _, _, handed_on = done.stdout.rstrip("\0").partition("--parameter-overrides\0")
+    overrides = tuple(handed_on.split("\0"))
+    assert CfnParameterOverridesType().convert(overrides, None, None) == wanted
 
 
 @pytest.mark.parametrize("target", ["explore", "fuzz"])

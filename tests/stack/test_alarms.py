@@ -41,7 +41,7 @@ def test_a_failed_invocation_fires_the_alarm(function: str, deployed: Deployed) 
 
     alarm = ALARMS[f"{function.title()}ErrorsAlarm"]
     assert not fires(
-        alarm, [[errors({"sessions": []} if function != "sweep" else {"shards": [31]})]]
+        alarm, [[errors({"sessions": []} if function != "sweep" else {"shards": [7]})]]
     )
     assert fires(alarm, [[errors({"no": "session"})]])
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,32 @@ def test_what_the_bus_or_the_schedule_could_not_deliver_can_be_redriven(deployed
     redriven = deployed.operate_json("redrive")["redriven"]
     assert redriven == {"undelivered events": 1, "missed sweeps": 1}
     wait_for(lambda: deployed.received(session))
+
+
+def test_a_sweep_that_fails_is_not_retried_and_one_makes_up_for_all_that_were_missed(
+    deployed: Deployed,
+) -> None:
+    def ran(kind: str, event: dict[str, Any]) -> list[dict[str, Any]]:
+        lines = deployed.log_lines(kind)
+        return [line for line in lines if line["correlation_id"] == event["id"]]
+
+    events = [{"id": str(uuid.uuid4()), "detail": {"no": "sweep"}} for _ in range(2)]
+    for event in events:
+        deployed.invoke("sweep", event)
+    wait_for(lambda: dead_letter_messages(deployed)["missed sweeps"] == 2, 30)
+    assert [len(ran("refused", event)) for event in events] == [1, 1]
+    assert dead_letter_messages(deployed)["failed events"] == 0
+
+    sqs, queue = deployed.stack.client("sqs"), queue_url(deployed, "MissedSweepsUrl")
+    for _ in events:
+        (message,) = sqs.receive_message(QueueUrl=queue)["Messages"]
+        body = json.loads(message["Body"])
+        body["requestPayload"]["detail"] = {}
+        sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+        sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(body))
+    assert deployed.operate_json("redrive")["redriven"] == {"missed sweeps": 2}
+    wait_for(lambda: [event for event in events if ran("sweep", event)], 60)
+    assert len([event for event in events if ran("sweep", event)]) == 1
 
 
 def test_a_dead_letter_that_is_not_an_event_does_not_stop_the_others(deployed: Deployed) -> None:
@@ -206,7 +233,7 @@ def test_a_stack_in_aws_is_operated_by_its_name(deployed: Deployed) -> None:
     for command in ("status", "sweep", "redrive"):
         code, output = deployed.operate(command, *named, **aws)
         assert (code, output[:1]) == (0, "{"), output
-    wait_for(lambda: deployed.received(undelivered))  # by the alias
+    wait_for(lambda: deployed.received(undelivered))
     code, output = deployed.operate("session", *named, session["sessionKey"], **aws)
     assert json.loads(output)["rows"][0]["state"] == "ended"
 
