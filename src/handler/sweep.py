@@ -51,7 +51,7 @@ def handle(event: Any, context: Any) -> None:
 
 def _sweep(event: dict[str, Any], context: Any, until: float) -> None:
     app = application()
-    detail = event.get("detail")
+    detail: Any = event.get("detail")
     try:
         _DETAIL(detail)
     except InvalidPayload as invalid:
