@@ -9,7 +9,7 @@ from emulated import FakeElevate
 from handler import application as shared
 from handler import end
 from handler.application import Application
-from handlers import Context, forget, sample
+from invoking import Context, forget, sample
 
 KEYS = {
     "market": "UK",

@@ -12,7 +12,7 @@ from emulated import FakeElevate
 from handler import end, track
 from handler.application import Application
 from handler.events import EventFailed, InvalidEvent, NotKept
-from handlers import Context, forget, moment, sample, with_body
+from invoking import Context, forget, moment, sample, with_body
 from sessions.lifetime import DAY
 
 pytestmark = pytest.mark.usefixtures("application")

@@ -13,7 +13,7 @@ from faulty_dynamodb import FaultyDynamoDB
 from handler import application as shared
 from handler import end, sweep, track
 from handler.application import Application
-from handlers import Context, forget, sample
+from invoking import Context, forget, sample
 from sessions.session import Session
 from sessions.telemetry import Telemetry, hashed
 from world import World, names, rows_of

@@ -11,7 +11,7 @@ from emulated import FakeElevate
 from handler import sweep
 from handler.application import Application
 from handler.events import InvalidEvent
-from handlers import Context, forget, sample
+from invoking import Context, forget, sample
 from sessions.session import MAX_SHARDS, Activity, Session
 from sessions.statements import shard_of
 

@@ -9,7 +9,7 @@ import pytest
 from handler import end, track
 from handler.application import Application
 from handler.events import InvalidEvent, happened_at
-from handlers import Context, forget, moment, sample, with_body
+from invoking import Context, forget, moment, sample, with_body
 
 pytestmark = pytest.mark.usefixtures("application")
 

@@ -17,7 +17,7 @@ from handler import application as shared
 from handler import end, sweep, track
 from handler.application import Application
 from handler.events import EventFailed, InvalidEvent, NotKept
-from handlers import Context, forget, sample
+from invoking import Context, forget, sample
 from sessions.session import Activity, Session
 
 MANUAL = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
