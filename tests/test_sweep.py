@@ -13,7 +13,7 @@ from handler.application import Application
 from handler.events import InvalidEvent
 from invoking import Context, forget, sample
 from sessions.session import MAX_SHARDS, Activity, Session
-from sessions.statements import shard_of
+from sessions.statements import SHARDS, shard_of
 
 
 def quiet(application: Application, count: int) -> list[str]:
@@ -70,7 +70,7 @@ def test_an_event_sweeps_the_shards_it_names(
 def test_what_is_left_when_time_runs_out_is_handed_over_in_one_event_per_shard(
     application: Application, elevate: FakeElevate, put: list[dict[str, Any]], log: Any
 ) -> None:
-    shards = {shard_of(key, application.settings.shards) for key in quiet(application, 40)}
+    shards = {shard_of(key, SHARDS) for key in quiet(application, 40)}
     sweep.handle(sample("scheduled_sweep"), Context(seconds=5))
     details = [json.loads(entry["Detail"]) for entry in put]
     assert sorted(detail["shards"] for detail in details) == [[n] for n in sorted(shards)]
@@ -88,7 +88,7 @@ def test_a_lasting_backlog_gets_one_hand_over_per_shard(
     application: Application, put: list[dict[str, Any]]
 ) -> None:
     """For 20 minutes, every sweep runs out of time."""
-    shards = {shard_of(key, application.settings.shards) for key in quiet(application, 40)}
+    shards = {shard_of(key, SHARDS) for key in quiet(application, 40)}
     at_once = []
     for _ in range(20):
         sweep.handle(sample("scheduled_sweep"), Context(seconds=5))

@@ -9,7 +9,6 @@ from urllib.parse import unquote, urlsplit
 
 from sessions.dialects import DIALECTS, WEB_V2, Dialect
 from sessions.lifetime import MINUTE
-from sessions.session import MAX_SHARDS
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
@@ -31,11 +30,9 @@ class Settings:
     markets: tuple[str, ...] = ()
     idle: int = 30 * 60
     session_limit: int = 24 * 60 * 60
-    shards: int = 8
     concurrency: int = 16
     retry_base: int = 30
     max_rate: float = 0.0  # notifications per second over a sweep; 0 is no limit
-    retention: int = 14 * 24 * 60 * 60
     log_level: str = "INFO"
 
     @property
@@ -85,7 +82,6 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], Any]]] = {
     "idle": ("SESSION_IDLE_MINUTES", lambda number: int(number * MINUTE)),
     "session_limit": ("SESSION_LIMIT_MINUTES", lambda number: int(number * MINUTE)),
     "retry_base": ("RETRY_BASE_SECONDS", int),
-    "shards": ("SWEEP_SHARDS", lambda number: min(int(number), MAX_SHARDS)),
     "concurrency": ("SWEEP_CONCURRENCY", int),
     "max_rate": ("ELEVATE_MAX_RATE", float),
 }

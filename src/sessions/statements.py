@@ -81,6 +81,8 @@ OURS_ASKED_CONDITION = '"lease" = ? AND "requestedAt" > ?'
 STATES = ("open", "retrying", "ending", "ended", "rejected", "expired")
 # Sweeps read the due sessions in this many parts, side by side. A constant: rows stay where they are.
 SHARDS = 8
+# How long a row is kept (seconds).
+RETENTION = 14 * 24 * 60 * 60
 _INDEX = ("dueAt", "sweepShard")
 _PERSONAL = ("customerKey", "userContext", "lastReason")
 _FREE = {"leaseUntil": 0}
@@ -134,7 +136,7 @@ def _alive(activity: Activity, settings: Settings) -> dict[str, Any]:
         "state": "open",
         "activeAt": activity.at,
         "dueAt": idle_at(activity.at, settings.idle),
-        "sweepShard": shard_of(activity.session.session_key, settings.shards),
+        "sweepShard": shard_of(activity.session.session_key, SHARDS),
         "attempts": 0,
     }
 
@@ -161,7 +163,7 @@ def claim(
     defaults = {"activeAt": asked_at, "attempts": 0}
     if promised:
         return _update(session, CLAIM_CONDITION, sets, defaults, unknown, {"now": now})
-    sets["expiresAt"] = now + settings.retention
+    sets["expiresAt"] = now + RETENTION
     compared = {"now": now, "first": 0}
     return _update(session, UNPROMISED_CONDITION, sets, defaults, unknown, compared)
 
@@ -178,7 +180,7 @@ def keep(
         "state": "open",
         "requestedAt": asked_at,
         "dueAt": now,
-        "sweepShard": shard_of(session.session_key, settings.shards),
+        "sweepShard": shard_of(session.session_key, SHARDS),
     }
     defaults = {"attempts": 0, "leaseUntil": 0}
     (sets if alive else defaults)["activeAt"] = asked_at
@@ -248,7 +250,7 @@ def settle(
     activity after that, even if it is reported later, means that the visitor is back.
     """
     row = claim.row
-    shard = shard_of(row.session.session_key, settings.shards)
+    shard = shard_of(row.session.session_key, SHARDS)
     sets: dict[str, Any] = {"state": settlement.state, "attempts": settlement.attempts} | _FREE
     sets |= {"lastStatus": settlement.status}
     gone = ["lease"]
@@ -281,7 +283,7 @@ def _due(row: Row, now: int) -> tuple[Any, ...]:
 
 
 def _finished(now: int, settings: Settings) -> dict[str, Any]:
-    return {"settledAt": now, "expiresAt": now + settings.retention}
+    return {"settledAt": now, "expiresAt": now + RETENTION}
 
 
 def _statement(
