@@ -92,6 +92,13 @@ def test_a_visitor_without_a_session_still_needs_a_market(
     assert fields(answer) == ["market"]
 
 
+@pytest.mark.parametrize("key", ["customerKey", "sessionKey"])
+def test_an_anonymous_visitor_has_no_keys(key: str, application: Application) -> None:
+    without = {"customerKey": None, "sessionKey": None}
+    answer = call("storefront-v3", userContext="ANONYMOUS", **without | {key: KEYS[key]})
+    assert fields(answer) == [key]
+
+
 @pytest.mark.parametrize("route", PREFIX)
 @pytest.mark.parametrize("name", KEYS)
 @pytest.mark.parametrize("value", [None, "", "\x00", ["a", "b"]])

@@ -11,7 +11,7 @@ from emulated import FakeElevate
 from handler import sweep
 from handler.application import Application
 from handler.events import InvalidEvent
-from invoking import Context, forget, sample
+from invoking import Context, FakeBus, forget, sample
 from sessions.session import MAX_SHARDS, Activity, Session
 from sessions.statements import SHARDS, shard_of
 
@@ -32,18 +32,9 @@ def line(log: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def put(application: Application, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Collect the events that are put on the bus (tests/stack has a real one)."""
-    found: list[dict[str, Any]] = []
-
-    class Bus:
-        def put_events(self, Entries: list[dict[str, Any]]) -> dict[str, Any]:
-            assert len(Entries) <= 10, "EventBridge takes at most ten at once"
-            found.extend(Entries)
-            return {"FailedEntryCount": 0}
-
-    monkeypatch.setattr("handler.events.bus", Bus)
-    return found
+def put(bus: FakeBus) -> list[dict[str, Any]]:
+    """Collect the events that are put on the bus."""
+    return bus.entries
 
 
 def test_the_schedule_ends_what_is_quiet(
@@ -123,13 +114,9 @@ def test_nothing_is_handed_over_where_elevates_rate_is_limited(
 
 
 def test_what_the_bus_does_not_take_is_not_reported_as_handed_over(
-    application: Application, monkeypatch: pytest.MonkeyPatch, log: Any
+    application: Application, bus: FakeBus, log: Any
 ) -> None:
-    class Full:
-        def put_events(self, Entries: list[dict[str, Any]]) -> dict[str, Any]:
-            return {"FailedEntryCount": len(Entries) - 1}
-
-    monkeypatch.setattr("handler.events.bus", Full)
+    bus.takes = 1
     quiet(application, 40)
     sweep.handle(sample("scheduled_sweep"), Context(seconds=5))
     assert (line(log)["left"] > 1, line(log)["handed_over"]) == (True, 1)

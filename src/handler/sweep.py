@@ -6,10 +6,10 @@ Its detail may name `shards` (default all); `depth` counts hand-overs.
 import time
 from typing import Any
 
-from handler.application import application
-from handler.events import InvalidEvent, consume, put_sweeps
+from handler.application import Application, application
+from handler.events import consume
 from sessions.schemas import Validator
-from sessions.session import MAX_SHARDS, InvalidPayload
+from sessions.session import MAX_SHARDS
 from sessions.sweeping import ALL_SHARDS
 
 # A tick hands a shard over once, and what that leaves is the next tick's: so there is one hand-over
@@ -54,18 +54,20 @@ def handle(event: Any, context: Any) -> None:
     """Sweep until done or out of time, and hand over what is left, one event per shard."""
     until = time.monotonic() + context.get_remaining_time_in_millis() / 1000
     correlation_id = str((isinstance(event, dict) and event.get("id")) or context.aws_request_id)
-    consume(event, context, lambda event: _sweep(event, until, correlation_id), "sweep")
+    app = application()
+    consume(
+        app.telemetry,
+        event,
+        context,
+        lambda event: _sweep(app, event, until, correlation_id),
+        "sweep",
+    )
 
 
-def _sweep(event: dict[str, Any], until: float, correlation_id: str) -> None:
-    app, started = application(), time.monotonic()
-    detail = event.get("detail")
-    try:
-        _DETAIL(detail)
-    except InvalidPayload as invalid:
-        app.telemetry.refused(invalid.errors, "sweep")
-        raise InvalidEvent("the event's detail is invalid") from None
-    detail = detail or {}
+def _sweep(app: Application, event: dict[str, Any], until: float, correlation_id: str) -> None:
+    started = time.monotonic()
+    detail: Any = event.get("detail")
+    _DETAIL(detail)
     correlation_id = detail.get("correlationId", correlation_id)
     app.telemetry.begin(correlation_id)
     depth = detail.get("depth", 0)
@@ -75,7 +77,7 @@ def _sweep(event: dict[str, Any], until: float, correlation_id: str) -> None:
     # Where Elevate's rate is bounded, more sweeps would not be faster: the next tick goes on.
     if depth < MAX_DEPTH and not app.settings.max_rate:
         passed_on = {"depth": depth + 1, "correlationId": correlation_id}
-        handed_over = put_sweeps([{"shards": [shard]} | passed_on for shard in report.left])
+        handed_over = app.hand_over([{"shards": [shard]} | passed_on for shard in report.left])
     app.telemetry.swept(
         oldest_age_s=report.oldest,
         **report.counts,
