@@ -11,7 +11,7 @@ import pytest
 from emulated import FakeElevate, Log
 from handler import end, track
 from handler.application import Application
-from handler.events import EventFailed, InvalidEvent, NotKept
+from handler.events import MAX_SESSIONS, EventFailed, InvalidEvent, NotKept
 from invoking import Context, forget, moment, sample, with_body
 from sessions.lifetime import DAY
 
@@ -216,6 +216,45 @@ def test_the_valid_part_of_an_event_is_processed_and_the_event_is_dead_lettered(
     with pytest.raises(InvalidEvent, match=r"sessions\[2\]\.sessionKey"):
         end.handle(event, Context())
     assert len(elevate.received) == 2
+
+
+def test_what_is_valid_in_a_list_of_junk_is_done_first_and_the_junk_is_one_line(
+    elevate: FakeElevate, log: Log
+) -> None:
+    event = sample("sessions_ended")
+    event["detail"]["sessions"][:0] = [0] * 19_998
+    with pytest.raises(InvalidEvent):
+        end.handle(event, Context())
+    assert len(elevate.received) == 2
+    *done, refused = log()
+    assert [line["message"] for line in done] == ["notification"] * 2
+    assert refused["message"] == "refused"
+    *described, others = refused["errors"]
+    assert described == [
+        {"field": f"sessions[{n}].body", "detail": "must be a JSON object"} for n in range(10)
+    ]
+    assert others == {"field": "sessions", "detail": "19988 more are invalid"}
+
+
+def test_a_list_that_is_too_long_for_sessions_is_refused_as_it_is(
+    elevate: FakeElevate, log: Log
+) -> None:
+    event = sample("sessions_ended")
+    (session, _) = event["detail"]["sessions"]
+    event["detail"]["sessions"] = [session] + [0] * 20_000
+    with pytest.raises(InvalidEvent):
+        end.handle(event, Context())
+    assert elevate.received == []
+    (refused,) = log()
+    detail = "must be a list of at most 20000 sessions"
+    assert refused["errors"] == [{"field": "sessions", "detail": detail}]
+
+
+def test_an_event_full_of_sessions_has_no_list_that_is_too_long() -> None:
+    """EventBridge takes 1 MiB, and these are smaller than what any shop sends."""
+    session = {"market": "M", "customerKey": "c", "sessionKey": "xyz"}
+    text = json.dumps([session] * MAX_SESSIONS, separators=(",", ":"))
+    assert len(text) > 0.99 * 1024 * 1024
 
 
 @pytest.mark.parametrize("detail", [None, [], "x", {}, {"sessions": None}, {"sessions": [1, None]}])

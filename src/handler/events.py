@@ -17,6 +17,13 @@ from sessions.schemas import Validator, renamed
 from sessions.session import FieldError, InvalidPayload, Source
 from sessions.telemetry import Telemetry
 
+# An event is at most 1 MiB: 8,600 sessions with UUIDs for keys, about 20,000 with the shortest keys
+# there are. A longer list is junk, and checking it would take the time of sessions that are none.
+MAX_SESSIONS = 20_000
+
+# So many invalid entries of a list are described; the others are counted.
+DESCRIBED = 10
+
 
 class InvalidEvent(Exception):
     """An event, or a part of its list, is invalid. What was valid in it has been done."""
@@ -62,12 +69,18 @@ def consume(
 def valid(
     event: dict[str, Any], validator: Validator
 ) -> tuple[list[dict[str, Any]], list[list[FieldError]]]:
-    """Return an event's valid payloads, and the errors of each that is not."""
+    """Return an event's valid payloads, and the errors of each that is not.
+
+    Raises InvalidPayload if there are too many to look at.
+    """
     detail = event.get("detail")
     payloads: list[Any] = [detail]
     if isinstance(detail, dict) and set(detail) == {"sessions"}:
         sessions = detail["sessions"]
         payloads = sessions if isinstance(sessions, list) else [sessions]
+    if len(payloads) > MAX_SESSIONS:
+        most = f"must be a list of at most {MAX_SESSIONS} sessions"
+        raise InvalidPayload([FieldError(field="sessions", detail=most)])
     accepted: list[dict[str, Any]] = []
     refused: list[list[FieldError]] = []
     for position, payload in enumerate(payloads):
@@ -86,7 +99,11 @@ def demand_all(what: str, lost: int, of: int, refused: list[list[FieldError]]) -
     if lost:
         raise NotKept(f"{lost} of {of} sessions {what}")
     if refused:
-        raise InvalidPayload([error for entry in refused for error in entry])
+        errors = [error for entry in refused[:DESCRIBED] for error in entry]
+        if len(refused) > DESCRIBED:
+            others = f"{len(refused) - DESCRIBED} more are invalid"
+            errors.append(FieldError(field="sessions", detail=others))
+        raise InvalidPayload(errors)
 
 
 def happened_at(event: dict[str, Any]) -> int:
