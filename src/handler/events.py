@@ -13,6 +13,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from sessions import aws
+from sessions.lifetime import DAY
 from sessions.schemas import Validator, renamed
 from sessions.session import FieldError, InvalidPayload, Source
 from sessions.telemetry import Telemetry
@@ -23,6 +24,9 @@ MAX_SESSIONS = 20_000
 
 # So many invalid entries of a list are described; the others are counted.
 DESCRIBED = 10
+
+# Elevate has ended every session that was last active so long ago (seconds).
+OLDEST = 15 * DAY
 
 
 class InvalidEvent(Exception):
@@ -107,13 +111,16 @@ def demand_all(what: str, lost: int, of: int, refused: list[list[FieldError]]) -
 
 
 def happened_at(event: dict[str, Any]) -> int:
-    """Return the event's time in epoch seconds; a time that is missing or to come counts as now."""
+    """Return the event's time in epoch seconds.
+
+    A time that is missing or to come counts as now, one of long ago as no older than OLDEST.
+    """
     now = int(time.time())
     try:
         at = int(datetime.fromisoformat(event["time"]).timestamp())
     except (KeyError, TypeError, ValueError, OverflowError):
         return now
-    return min(at, now)
+    return max(now - OLDEST, min(at, now))
 
 
 def until_of(context: Any, calls: int) -> float:
