@@ -125,6 +125,14 @@ def test_only_configured_markets_are_accepted(market: object) -> None:
     assert refusal(activity, payload) == {"market": "must be one of the configured markets"}
 
 
+@pytest.mark.parametrize("validator", [web_v2, storefront])
+def test_a_uuid_is_no_market(validator: Validator) -> None:
+    """It would be a key in the wrong field, and markets are written to the log."""
+    payload = VALID | {"market": SESSION}
+    detail = "must be 1 to 255 characters, none of them a control character, and no UUID"
+    assert refusal(validator, payload) == {"market": detail}
+
+
 @pytest.mark.parametrize("interactive", ["true", 1, None])
 def test_interactive_is_a_boolean(interactive: object) -> None:
     payload = {"market": "UK", "customerKey": CUSTOMER, "interactive": interactive}

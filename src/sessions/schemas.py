@@ -6,12 +6,15 @@ from typing import Any
 
 import fastjsonschema
 
-from sessions.dialects import DIALECTS, PRINTABLE, Contexts, Dialect
+from sessions.dialects import DIALECTS, PRINTABLE, WEB_V2, Contexts, Dialect
 from sessions.session import FieldError, InvalidPayload, Session, session_from
 
 
 def market_schema(markets: tuple[str, ...]) -> dict[str, Any]:
-    """Return the schema of a market: one of `markets`, or any printable name when empty."""
+    """Return the schema of a market: one of `markets`, or any printable name when empty.
+
+    A UUID is no market but a key in the wrong field, and markets are written to the log.
+    """
     if markets:
         return {"enum": list(markets), "description": "one of the configured markets"}
     return {
@@ -19,7 +22,8 @@ def market_schema(markets: tuple[str, ...]) -> dict[str, Any]:
         "minLength": 1,
         "maxLength": 255,
         "pattern": PRINTABLE,
-        "description": "1 to 255 characters, none of them a control character",
+        "not": {"pattern": WEB_V2.key["pattern"]},
+        "description": "1 to 255 characters, none of them a control character, and no UUID",
     }
 
 
