@@ -12,7 +12,7 @@ pytest_plugins = [
     "emulated",
     "endings",
     "faulty_dynamodb",
-    "handlers",
+    "invoking",
     "simulated",
     "world",
 ]

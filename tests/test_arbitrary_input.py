@@ -14,7 +14,7 @@ from emulated import FakeElevate
 from handler import application as shared
 from handler import end, sweep, track
 from handler.events import InvalidEvent
-from handlers import Context, sample
+from invoking import Context, sample
 from local.interface import interface
 
 # Any code point: astral, right-to-left, NUL, and surrogates without their other half.

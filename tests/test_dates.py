@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pytest
 
-from handlers import EVENTS
+from invoking import EVENTS
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = sorted(EVENTS.glob("*.json"))

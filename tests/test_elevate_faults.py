@@ -19,7 +19,7 @@ from emulated import Clock
 from endings import service_of, sweep
 from handler import end
 from handler.application import application as build
-from handlers import Context, forget, sample
+from invoking import Context, forget, sample
 from sessions.session import Activity, Session
 from sessions.settings import Settings
 from wire import read_request, reset, wire

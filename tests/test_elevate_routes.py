@@ -9,7 +9,7 @@ from emulated import FakeElevate
 from handler import application as shared
 from handler import end
 from handler.application import Application
-from handlers import Context, forget, sample
+from invoking import Context, forget, sample
 
 KEYS = {
     "market": "UK",
@@ -90,6 +90,13 @@ def test_a_visitor_without_a_session_still_needs_a_market(
     bare = {"customerKey": None, "sessionKey": None}
     answer = call("storefront-v3", userContext=context, market=market, **bare)
     assert fields(answer) == ["market"]
+
+
+@pytest.mark.parametrize("key", ["customerKey", "sessionKey"])
+def test_an_anonymous_visitor_has_no_keys(key: str, application: Application) -> None:
+    without = {"customerKey": None, "sessionKey": None}
+    answer = call("storefront-v3", userContext="ANONYMOUS", **without | {key: KEYS[key]})
+    assert fields(answer) == [key]
 
 
 @pytest.mark.parametrize("route", PREFIX)

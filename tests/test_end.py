@@ -8,11 +8,11 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 
 import pytest
 
-from emulated import FakeElevate
+from emulated import FakeElevate, Log
 from handler import end, track
 from handler.application import Application
-from handler.events import EventFailed, InvalidEvent, NotKept
-from handlers import Context, forget, moment, sample, with_body
+from handler.events import MAX_SESSIONS, EventFailed, InvalidEvent, NotKept
+from invoking import Context, forget, moment, sample, with_body
 from sessions.lifetime import DAY
 
 pytestmark = pytest.mark.usefixtures("application")
@@ -159,15 +159,20 @@ def test_a_name_that_is_given_twice_is_refused(elevate: FakeElevate) -> None:
     ids=["not JSON", "too large", "not declared JSON", "base64"],
 )
 def test_what_is_refused_before_the_schema_is_checked_is_counted_too(
-    changes: dict[str, Any], capsys: pytest.CaptureFixture[str], log: Any
+    changes: dict[str, Any], capsys: pytest.CaptureFixture[str], log: Log
 ) -> None:
     assert call(sample("api_end", **changes))["statusCode"] in (400, 413, 415)
     assert '"Invalid":[1.0]' in capsys.readouterr().out
     assert [line["message"] for line in log()] == ["refused"]
 
 
+def test_a_route_that_the_template_has_and_the_function_has_not_is_a_defect(log: Log) -> None:
+    answer = call(sample("api_end", resource="/sessions/stop"))
+    assert (answer["statusCode"], [line["message"] for line in log()]) == (500, ["crashed"])
+
+
 def test_a_bug_of_ours_is_a_500_that_reveals_nothing(
-    application: Application, monkeypatch: pytest.MonkeyPatch, log: Any
+    application: Application, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     def broken(*_: Any) -> Any:
         raise KeyError("b106299c-eac0-4f6f-96d2-93e57c255784")
@@ -208,9 +213,48 @@ def test_the_valid_part_of_an_event_is_processed_and_the_event_is_dead_lettered(
 ) -> None:
     event = sample("sessions_ended")
     event["detail"]["sessions"].append({"market": "UK"})
-    with pytest.raises(InvalidEvent, match="1 of 3"):
+    with pytest.raises(InvalidEvent, match=r"sessions\[2\]\.sessionKey"):
         end.handle(event, Context())
     assert len(elevate.received) == 2
+
+
+def test_what_is_valid_in_a_list_of_junk_is_done_first_and_the_junk_is_one_line(
+    elevate: FakeElevate, log: Log
+) -> None:
+    event = sample("sessions_ended")
+    event["detail"]["sessions"][:0] = [0] * 19_998
+    with pytest.raises(InvalidEvent):
+        end.handle(event, Context())
+    assert len(elevate.received) == 2
+    *done, refused = log()
+    assert [line["message"] for line in done] == ["notification"] * 2
+    assert refused["message"] == "refused"
+    *described, others = refused["errors"]
+    assert described == [
+        {"field": f"sessions[{n}].body", "detail": "must be a JSON object"} for n in range(10)
+    ]
+    assert others == {"field": "sessions", "detail": "19988 more are invalid"}
+
+
+def test_a_list_that_is_too_long_for_sessions_is_refused_as_it_is(
+    elevate: FakeElevate, log: Log
+) -> None:
+    event = sample("sessions_ended")
+    (session, _) = event["detail"]["sessions"]
+    event["detail"]["sessions"] = [session] + [0] * 20_000
+    with pytest.raises(InvalidEvent):
+        end.handle(event, Context())
+    assert elevate.received == []
+    (refused,) = log()
+    detail = "must be a list of at most 20000 sessions"
+    assert refused["errors"] == [{"field": "sessions", "detail": detail}]
+
+
+def test_an_event_full_of_sessions_has_no_list_that_is_too_long() -> None:
+    """EventBridge takes 1 MiB, and these are smaller than what any shop sends."""
+    session = {"market": "M", "customerKey": "c", "sessionKey": "xyz"}
+    text = json.dumps([session] * MAX_SESSIONS, separators=(",", ":"))
+    assert len(text) > 0.99 * 1024 * 1024
 
 
 @pytest.mark.parametrize("detail", [None, [], "x", {}, {"sessions": None}, {"sessions": [1, None]}])

@@ -18,7 +18,7 @@ from endings import end as end_again
 from endings import new_session, service_of, sweep
 from endings import state as state_of
 from faulty_dynamodb import Drop, FaultyDynamoDB
-from handlers import sample
+from invoking import sample
 from sessions.session import Activity, Session
 from sessions.settings import Settings
 from sessions.statements import LEASE_SECONDS
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 KEY = sample("session_ended")["detail"]["sessionKey"]
 VICTIM = """
 from handler import end, sweep
-from handlers import Context, sample
+from invoking import Context, sample
 function, event = {"end": (end, "api_end"), "sweep": (sweep, "scheduled_sweep")}[NAME]
 function.handle(sample(event), Context())
 """

@@ -13,7 +13,7 @@ from faulty_dynamodb import FaultyDynamoDB
 from handler import application as shared
 from handler import end, sweep, track
 from handler.application import Application
-from handlers import Context, forget, sample
+from invoking import Context, forget, sample
 from sessions.session import Session
 from sessions.telemetry import Telemetry, hashed
 from world import World, names, rows_of
@@ -131,12 +131,13 @@ def test_a_notification_has_the_correlation_id_of_its_call_event_tick_or_hand_ov
     world.due()
     sweep.handle(sample("scheduled_sweep"), Context())
     world.due()
-    handed_over = {"correlationId": "tick of an hour ago", "depth": 1}
+    earlier = "00000000-0000-0000-0000-000000000001"
+    handed_over = {"correlationId": earlier, "depth": 1}
     sweep.handle(sample("session_sweep", detail=handed_over), Context())
     called = sample("api_end")["requestContext"]["requestId"]
     event, tick = sample("session_ended")["id"], Context.aws_request_id
     found = [line["correlation_id"] for line in log() if line["level"] != "DEBUG"]
-    assert found == [called, event, tick, tick, "tick of an hour ago", "tick of an hour ago"]
+    assert found == [called, event, tick, tick, earlier, earlier]
 
 
 def test_every_line_has_a_correlation_id(all_that_happens: World, log: Log) -> None:

@@ -12,15 +12,16 @@ import pytest
 from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
 
-from handler.elevate_routes import ROUTES
+from handler import end, track
 from local.interface import BY_DEFAULT, interface, main, page
 from sessions.dialects import DIALECTS
-from sessions.schemas import Validator, session_schema
+from sessions.schemas import Validators
 
 ROOT = Path(__file__).parent.parent
 API: dict[str, Any] = interface()
 SCHEMAS: dict[str, Any] = API["components"]["schemas"]
 METHODS = {"get", "put", "post"}
+ELEVATES = {dialect.path.removeprefix("/api") for dialect in DIALECTS.values()}
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -92,10 +93,19 @@ def test_browsers_are_let_in_only_where_an_origin_is_set() -> None:
 def test_every_operation_is_in_a_group() -> None:
     groups = {path: o["tags"] for _, path, o in operations()}
     assert set(groups) == set(API["paths"])
-    assert {path for path, tags in groups.items() if tags == ["Elevate routes"]} == set(ROUTES)
-    assert {path for path, tags in groups.items() if tags == ["Sessions"]} == set(groups) - set(
-        ROUTES
-    )
+    assert {path for path, tags in groups.items() if tags == ["Elevate routes"]} == ELEVATES
+    own = {path for path, tags in groups.items() if tags == ["Sessions"]}
+    assert own == set(groups) - ELEVATES
+
+
+def test_each_function_has_the_routes_that_it_is_called_for() -> None:
+    called: dict[str, set[tuple[str, str]]] = {"EndFunction": set(), "TrackFunction": set()}
+    for path, methods in interface(TO_BROWSERS)["paths"].items():
+        for method in set(methods) & (METHODS | {"options"}):
+            uri = str(methods[method]["x-amazon-apigateway-integration"]["uri"])
+            (function,) = (name for name in called if name in uri)
+            called[function].add((method.upper(), path))
+    assert called == {"EndFunction": set(end.ROUTES), "TrackFunction": set(track.ROUTES)}
 
 
 def test_the_page_shows_the_interface_and_fetches_nothing() -> None:
@@ -121,12 +131,13 @@ def test_make_docs_writes_the_page_and_plain_openapi_beside_it(
     validate(json.loads(plain))
 
 
-@pytest.mark.parametrize(("name", "activity"), [("Session", False), ("Activity", True)])
-def test_the_functions_schemas_equal_it(name: str, activity: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "checked_by"), [("Session", "session"), ("Activity", "keyless_activity")]
+)
+def test_the_functions_schemas_equal_it(name: str, checked_by: str) -> None:
     said = SCHEMAS[name]
     enforced = [
-        session_schema(dialect, (), key_in_body=not activity, activity=activity)
-        for dialect in DIALECTS.values()
+        getattr(Validators(dialect, ()), checked_by).schema for dialect in DIALECTS.values()
     ]
     contexts: set[str] = set()
     for schema in enforced:
@@ -152,8 +163,9 @@ def test_each_request_has_an_example_that_is_accepted() -> None:
             content = operation["requestBody"]["content"]["application/json"]
             keyed = "{" not in path
             for dialect in DIALECTS.values():
-                schema = session_schema(dialect, (), key_in_body=keyed, activity=not keyed)
-                Validator(schema)(content["example"])
+                validators = Validators(dialect, ())
+                check = validators.session if keyed else validators.keyless_activity
+                check(content["example"])
 
 
 def test_each_parameter_and_header_has_an_example_that_fits_its_schema() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from emulated import FakeElevate
-from handlers import sample
+from invoking import sample
 from local.rie import LambdaFunction
 from sessions.settings import Settings
 

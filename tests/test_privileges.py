@@ -12,7 +12,7 @@ from faulty_dynamodb import FaultyDynamoDB, faulty_dynamodb
 from handler import application as shared
 from handler import end, sweep, track
 from handler.events import InvalidEvent
-from handlers import Context, forget, sample, with_body
+from invoking import Context, forget, sample, with_body
 from registry_table import template
 from sessions import aws as aws_clients
 from sessions.registry import Registry

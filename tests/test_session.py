@@ -8,24 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sessions.dialects import STOREFRONT_V3, WEB_V2
-from sessions.schemas import Validator, session_schema
-from sessions.session import FieldError, InvalidPayload, Session, session_from
+from sessions.schemas import Validator, Validators
+from sessions.session import InvalidPayload, Session, session_from
 
 CUSTOMER = "d9528030-509c-4e0f-b585-7168f1e9feca"
 SESSION = "b106299c-eac0-4f6f-96d2-93e57c255784"
 VALID = {"market": "UK", "customerKey": CUSTOMER, "sessionKey": SESSION}
 
-web_v2 = Validator(session_schema(WEB_V2, ()))
-storefront = Validator(session_schema(STOREFRONT_V3, ()))
-activity = Validator(session_schema(WEB_V2, ("UK", "SE"), key_in_body=False, activity=True))
-
-
-def errors_of(validator: Validator, payload: Any) -> list[FieldError] | None:
-    try:
-        validator(payload)
-    except InvalidPayload as invalid:
-        return invalid.errors
-    return None
+web_v2 = Validators(WEB_V2, ()).session
+storefront = Validators(STOREFRONT_V3, ()).session
+activity = Validators(WEB_V2, ("UK", "SE")).keyless_activity
 
 
 def refusal(validator: Validator, payload: Any) -> dict[str, str]:
@@ -67,6 +59,14 @@ def test_storefront_takes_any_printable_key(key: str) -> None:
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\x00b", "a\r\nb", "\x7f", "\x85", "\ud800", []])
 def test_storefront_refuses_what_cannot_be_a_key(key: object) -> None:
     assert list(refusal(storefront, VALID | {"customerKey": key})) == ["customerKey"]
+
+
+def test_a_field_that_breaks_two_rules_is_named_once() -> None:
+    """An empty text is too short, and matches no pattern."""
+    detail = "must be 1 to 255 characters, none of them a control character"
+    assert storefront.errors(VALID | {"customerKey": ""}) == [
+        {"field": "customerKey", "detail": detail}
+    ]
 
 
 def test_every_bad_field_is_named() -> None:
@@ -125,6 +125,14 @@ def test_only_configured_markets_are_accepted(market: object) -> None:
     assert refusal(activity, payload) == {"market": "must be one of the configured markets"}
 
 
+@pytest.mark.parametrize("validator", [web_v2, storefront])
+def test_a_uuid_is_no_market(validator: Validator) -> None:
+    """It would be a key in the wrong field, and markets are written to the log."""
+    payload = VALID | {"market": SESSION}
+    detail = "must be 1 to 255 characters, none of them a control character, and no UUID"
+    assert refusal(validator, payload) == {"market": detail}
+
+
 @pytest.mark.parametrize("interactive", ["true", 1, None])
 def test_interactive_is_a_boolean(interactive: object) -> None:
     payload = {"market": "UK", "customerKey": CUSTOMER, "interactive": interactive}
@@ -141,10 +149,8 @@ JSON = st.recursive(
 @given(st.fixed_dictionaries({}, optional={name: JSON for name in (*VALID, "userContext", "x")}))
 def test_whatever_is_sent_is_accepted_or_refused_by_field(payload: dict[str, Any]) -> None:
     for validator in (web_v2, storefront, activity):
-        errors = errors_of(validator, payload)
         known = {*VALID, "userContext", "interactive", "body"}
-        assert {error["field"] for error in errors or []} <= known
-        assert errors is None or len(errors) > 0
+        assert {error["field"] for error in validator.errors(payload)} <= known
 
 
 @given(st.text(min_size=20))

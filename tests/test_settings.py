@@ -3,7 +3,6 @@
 import pytest
 
 from sessions.dialects import WEB_V2
-from sessions.session import MAX_SHARDS
 from sessions.settings import InvalidSettings, Settings
 
 MINIMAL = {"TABLE_NAME": "table", "ELEVATE_CLUSTER_ID": "w1a2b3c4d"}
@@ -12,7 +11,7 @@ MINIMAL = {"TABLE_NAME": "table", "ELEVATE_CLUSTER_ID": "w1a2b3c4d"}
 def test_a_cluster_id_and_a_table_are_enough() -> None:
     settings = Settings.read(MINIMAL)
     assert settings.elevate_url == "https://w1a2b3c4d.api.esales.apptus.cloud"
-    assert (settings.dialect, settings.idle, settings.shards) == (WEB_V2, 1800, 8)
+    assert (settings.dialect, settings.idle, settings.concurrency) == (WEB_V2, 1800, 16)
     assert (settings.connect_timeout, settings.read_timeout) == (1.0, 3.0)
     assert settings.markets == ()
 
@@ -23,7 +22,7 @@ def test_each_dialect_has_its_documented_host() -> None:
 
 
 def test_an_empty_variable_means_its_default() -> None:
-    empty = dict.fromkeys(["ELEVATE_API", "SWEEP_SHARDS", "MARKETS", "ELEVATE_BASE_URL"], "")
+    empty = dict.fromkeys(["ELEVATE_API", "SWEEP_CONCURRENCY", "MARKETS", "ELEVATE_BASE_URL"], "")
     assert Settings.read(MINIMAL | empty) == Settings.read(MINIMAL)
 
 
@@ -32,10 +31,8 @@ def test_markets_are_a_list_whose_names_may_hold_anything() -> None:
     assert settings.markets == ("UK", "Sverige & Norge/ü", "A,B")
 
 
-def test_minutes_become_seconds_and_shards_have_a_ceiling() -> None:
-    changed = {"SESSION_IDLE_MINUTES": "1.5", "SWEEP_SHARDS": "1000"}
-    settings = Settings.read(MINIMAL | changed)
-    assert (settings.idle, settings.shards) == (90, MAX_SHARDS)
+def test_minutes_become_seconds() -> None:
+    assert Settings.read(MINIMAL | {"SESSION_IDLE_MINUTES": "1.5"}).idle == 90
 
 
 @pytest.mark.parametrize("none", ["", "0", "0.0"])
@@ -65,7 +62,12 @@ def test_a_base_url_replaces_the_clusters_host(url: str) -> None:
         ({"ELEVATE_API": "web-v1"}, "ELEVATE_API"),
         ({"SESSION_IDLE_MINUTES": "soon"}, "SESSION_IDLE_MINUTES"),
         ({"SESSION_IDLE_MINUTES": "0"}, "SESSION_IDLE_MINUTES"),
-        ({"SWEEP_SHARDS": "-1"}, "SWEEP_SHARDS"),
+        ({"RETRY_BASE_SECONDS": "0.5"}, "RETRY_BASE_SECONDS"),
+        ({"SWEEP_CONCURRENCY": "0.9"}, "SWEEP_CONCURRENCY"),
+        ({"SWEEP_CONCURRENCY": "inf"}, "SWEEP_CONCURRENCY"),
+        ({"MARKETS": ","}, "MARKETS"),
+        ({"MARKETS": " , "}, "MARKETS"),
+        ({"MARKETS": " "}, "MARKETS"),
         ({"ELEVATE_MAX_RATE": "-1"}, "ELEVATE_MAX_RATE"),
         ({"POWERTOOLS_LOG_LEVEL": "loud"}, "POWERTOOLS_LOG_LEVEL"),
         ({"SESSION_IDLE_MINUTES": "1440"}, "SESSION_LIMIT_MINUTES"),

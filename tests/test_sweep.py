@@ -11,7 +11,7 @@ from emulated import FakeElevate
 from handler import sweep
 from handler.application import Application
 from handler.events import InvalidEvent
-from handlers import Context, forget, sample
+from invoking import Context, FakeBus, forget, sample
 from sessions.session import Activity, Session
 from sessions.statements import SHARDS
 from sessions.sweeping import MAX_DEPTH
@@ -33,18 +33,9 @@ def line(log: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def put(application: Application, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Collect the events that are put on the bus (tests/stack has a real one)."""
-    found: list[dict[str, Any]] = []
-
-    class Bus:
-        def put_events(self, Entries: list[dict[str, Any]]) -> dict[str, Any]:
-            assert len(Entries) <= 10, "EventBridge takes at most ten at once"
-            found.extend(Entries)
-            return {"FailedEntryCount": 0}
-
-    monkeypatch.setattr("handler.events.bus", Bus)
-    return found
+def put(bus: FakeBus) -> list[dict[str, Any]]:
+    """Collect the events that are put on the bus."""
+    return bus.entries
 
 
 def test_the_schedule_ends_what_is_quiet(
@@ -125,13 +116,9 @@ def test_nothing_is_handed_over_where_elevates_rate_is_limited(
 
 
 def test_what_the_bus_does_not_take_is_not_reported_as_handed_over(
-    application: Application, monkeypatch: pytest.MonkeyPatch, log: Any
+    application: Application, bus: FakeBus, log: Any
 ) -> None:
-    class Full:
-        def put_events(self, Entries: list[dict[str, Any]]) -> dict[str, Any]:
-            return {"FailedEntryCount": len(Entries) - 1}
-
-    monkeypatch.setattr("handler.events.bus", Full)
+    bus.takes = 1
     quiet(application, 40)
     sweep.handle(sample("scheduled_sweep"), Context(seconds=5))
     assert (line(log)["unfinished"], line(log)["handed_over"]) == (SHARDS, 1)
@@ -157,9 +144,20 @@ def test_a_bus_that_takes_nothing_does_not_fail_the_sweep(
         {"shards": [1, 1]},
         {"shards": ["0"]},
         {"depth": MAX_DEPTH + 1},
+        {"correlationId": "a visitor's key, perhaps"},
         {"unknown": 1},
     ],
 )
 def test_a_sweep_of_another_shape_is_invalid(detail: Any) -> None:
     with pytest.raises(InvalidEvent):
         sweep.handle(sample("session_sweep", detail=detail), Context())
+
+
+def test_a_shard_that_json_writes_as_a_float_is_a_shard(
+    application: Application, elevate: FakeElevate
+) -> None:
+    """To JSON Schema 1.0 is an integer."""
+    quiet(application, 20)
+    every = [float(shard) for shard in range(SHARDS)]
+    sweep.handle(sample("session_sweep", detail={"shards": every, "depth": 0.0}), Context())
+    assert len(elevate.received) == 20

@@ -9,7 +9,8 @@ import pytest
 from handler import end, track
 from handler.application import Application
 from handler.events import InvalidEvent, happened_at
-from handlers import Context, forget, moment, sample, with_body
+from invoking import Context, forget, moment, sample, with_body
+from sessions.lifetime import DAY
 
 pytestmark = pytest.mark.usefixtures("application")
 
@@ -130,6 +131,14 @@ def test_an_event_without_a_usable_time_happened_now(moment: Any) -> None:
 def test_an_event_has_its_own_time() -> None:
     an_hour_ago = int(time.time()) - 3600
     assert happened_at({"time": moment(an_hour_ago)}) == an_hour_ago
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00"])
+def test_what_happened_before_all_limits_of_elevates_happened_15_days_ago(moment: str) -> None:
+    """It is as dead, and its times can be shown: .NET writes year 1 for a time that is not set."""
+    assert abs(happened_at({"time": moment}) - (time.time() - 15 * DAY)) < 60
+    track.handle(sample("session_active", time=moment), Context())
+    assert state()["state"] == "open"
 
 
 def test_the_idle_time_counts_from_the_time_of_the_event(application: Application) -> None:

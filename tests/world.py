@@ -11,13 +11,14 @@ from urllib.parse import quote
 
 import pytest
 
-from emulated import FakeElevate, Log
+from emulated import FakeElevate
 from faulty_dynamodb import Drop, FaultyDynamoDB, faulty_dynamodb
 from handler import application as shared
 from handler import end, sweep, track
 from handler.application import Application
 from handler.events import EventFailed, InvalidEvent, NotKept
-from handlers import Context, forget, sample
+from invoking import Context, FakeBus, forget, sample
+from sessions.elevate import Elevate
 from sessions.session import Activity, Session
 
 MANUAL = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
@@ -134,16 +135,12 @@ def world(
 @pytest.fixture
 def all_that_happens(
     world: World,
+    bus: FakeBus,
     dynamodb: Any,
-    log: Log,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str],  # for the metrics, which are written meanwhile
     monkeypatch: pytest.MonkeyPatch,
 ) -> World:
     """Take every path, happy and unhappy."""
-    taken: dict[str, Any] = {"FailedEntryCount": 0}
-    monkeypatch.setattr(
-        "handler.events.bus", lambda: type("Bus", (), {"put_events": lambda *_, **__: taken})
-    )
     world.end()
     world.due(3)
     world.sweep(seconds=1)  # no time: handed over
@@ -196,7 +193,7 @@ def all_that_happens(
         raise ValueError(f"{secret} in {quote(secret)}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(world.application.elevate, "notify", crash)
+        patch.setattr(Elevate, "notify", crash)
         world.end()
         world.event(end, "session_ended", world.session())
     world.reopen()

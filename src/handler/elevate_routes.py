@@ -3,27 +3,39 @@
 They take what Elevate documents for them and answer as it does, whatever dialect is spoken to it.
 """
 
+import time
 from http import HTTPStatus
 from typing import Any
 
-from handler.application import application, now, session_validator
+from handler.application import Application
 from handler.http import Answer, answer, lost, query, rejected
-from sessions.dialects import DIALECTS, Dialect
-from sessions.session import FieldError, InvalidPayload, Session, session_from
-
-# Our stage is named "api", so Elevate's paths are served at the API's origin as they are.
-ROUTES = {dialect.path.removeprefix("/api"): dialect for dialect in DIALECTS.values()}
+from sessions.dialects import STOREFRONT_V3, WEB_V2, Dialect
+from sessions.schemas import renamed
+from sessions.session import InvalidPayload
 
 
-def end(event: dict[str, Any]) -> Answer:
+def end_as_web_v2(app: Application, event: dict[str, Any]) -> Answer:
+    """Serve the route of Elevate 3."""
+    return _end(app, event, WEB_V2)
+
+
+def end_as_storefront_v3(app: Application, event: dict[str, Any]) -> Answer:
+    """Serve the route of Elevate 4."""
+    return _end(app, event, STOREFRONT_V3)
+
+
+def _end(app: Application, event: dict[str, Any], spoken: Dialect) -> Answer:
     """Answer 204 when the end is delivered or kept, as Elevate does when it has received it.
 
     A body, a content type and arguments that Elevate does not document are ignored.
     """
-    session = _session(event, ROUTES[event["resource"]])
+    try:
+        session = app.validators.session_of(_arguments(event, spoken), spoken)
+    except InvalidPayload as invalid:
+        raise InvalidPayload(renamed(spoken.prefix, invalid.errors)) from None
     if session is None:
         return answer(HTTPStatus.NO_CONTENT)
-    end = application().ending.end(session, now(), "api")
+    end = app.ending.end(session, int(time.time()), "api")
     match end.result:
         case "delivered" | "over" | "kept":
             return answer(HTTPStatus.NO_CONTENT)
@@ -33,26 +45,9 @@ def end(event: dict[str, Any]) -> Answer:
             raise lost(end.retry_after)
 
 
-def _session(event: dict[str, Any], dialect: Dialect) -> Session | None:
-    """Return the session to end, None for visitors without one; raises Problem, InvalidPayload."""
-    names = ["market", "customerKey", "sessionKey"] + ["userContext"] * dialect.sends_context
-    given = {name: query(event, dialect.prefix + name) for name in names}
-    payload = {name: value for name, value in given.items() if value is not None}
-    context = payload.get("userContext", "")
-    stand_in = dialect.sessionless.get(context)
-    if stand_in and "sessionKey" in payload and context not in dialect.contexts:
-        detail = "is not allowed with this userContext"
-        raise InvalidPayload([FieldError(field=dialect.prefix + "sessionKey", detail=detail)])
-    if stand_in and "sessionKey" not in payload:
-        # What it does give must fit all the same.
-        session_validator(dialect)(payload | {"userContext": stand_in, "sessionKey": "none"})
-        return None
-    try:
-        session_validator(dialect)(payload)
-        # What this route takes, the configured dialect may have no words for.
-        session_validator(application().settings.dialect)(payload)
-    except InvalidPayload as invalid:
-        errors = invalid.errors
-        named = [FieldError(field=dialect.prefix + e["field"], detail=e["detail"]) for e in errors]
-        raise InvalidPayload(named) from None
-    return session_from(payload)
+def _arguments(event: dict[str, Any], spoken: Dialect) -> dict[str, Any]:
+    names = ["market", "customerKey", "sessionKey"]
+    if spoken.sends_context:
+        names.append("userContext")
+    given = {name: query(event, spoken.prefix + name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}

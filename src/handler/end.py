@@ -1,32 +1,32 @@
 """End sessions: `POST /sessions/end`, Elevate's own routes, and the event `Session Ended`."""
 
+import time
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from handler import elevate_routes
-from handler.application import application, now, session_validator
+from handler.application import Application, application
+from handler.elevate_routes import end_as_storefront_v3, end_as_web_v2
 from handler.events import consume, demand_all, happened_at, until_of, valid
-from handler.http import Answer, answer, json_body, lost, method, preflight, rejected, respond
+from handler.http import Answer, answer, is_call, json_body, lost, preflight, rejected, respond
 from sessions.session import session_from
 
 
 def handle(event: Any, context: Any) -> Answer | None:
     """Serve one API call or one event."""
-    if method(event) == "OPTIONS":
-        return respond(event, preflight)
-    if method(event):
-        elevates_own = event.get("resource") in elevate_routes.ROUTES
-        return respond(event, elevate_routes.end if elevates_own else _end_one)
-    consume(event, context, lambda event: _end_all(event, context))
+    app = application()
+    if is_call(event):
+        return respond(app, event, ROUTES)
+    consume(app.telemetry, event, context, partial(_end_all, app, context))
     return None
 
 
-def _end_one(event: dict[str, Any]) -> Answer:
+def _end_one(app: Application, event: dict[str, Any]) -> Answer:
     payload = json_body(event)
-    session_validator(application().settings.dialect)(payload)
+    app.validators.session(payload)
     session = session_from(payload)
-    end = application().ending.end(session, now(), "api")
+    end = app.ending.end(session, int(time.time()), "api")
     match end.result:
         case "delivered" | "over":
             return answer(HTTPStatus.NO_CONTENT)
@@ -41,10 +41,20 @@ def _end_one(event: dict[str, Any]) -> Answer:
             raise lost(end.retry_after)
 
 
-def _end_all(event: dict[str, Any], context: Any) -> None:
-    accepted, refused = valid(event, session_validator(application().settings.dialect))
+def _end_all(app: Application, context: Any, event: dict[str, Any]) -> None:
+    payloads, refused = valid(event, app.validators.session)
     at = happened_at(event)
-    sessions = [(session_from(payload), at) for payload in accepted]
-    ends = application().ending.end_all(sessions, "event", until_of(context, calls=2))
+    sessions = [(session_from(payload), at) for payload in payloads]
+    ends = app.ending.end_all(sessions, "event", until_of(context, calls=2))
     lost = sum(end.result == "lost" for end in ends)
-    demand_all("neither delivered nor kept", lost, refused, len(ends))
+    demand_all("neither delivered nor kept", lost, len(ends), refused)
+
+
+ROUTES = {
+    ("POST", "/sessions/end"): _end_one,
+    ("OPTIONS", "/sessions/end"): preflight,
+    ("POST", "/v2/notifications/end"): end_as_web_v2,
+    ("OPTIONS", "/v2/notifications/end"): preflight,
+    ("POST", "/storefront/v3/notifications/end"): end_as_storefront_v3,
+    ("OPTIONS", "/storefront/v3/notifications/end"): preflight,
+}

@@ -12,10 +12,21 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from handler.application import application, bus, now
-from sessions.schemas import Validator
+from sessions import aws
+from sessions.lifetime import DAY
+from sessions.schemas import Validator, renamed
 from sessions.session import FieldError, InvalidPayload, Source
-from sessions.sweeping import SETTLE_RESERVE
+from sessions.telemetry import Telemetry
+
+# An event is at most 1 MiB: 8,600 sessions with UUIDs for keys, about 20,000 with the shortest keys
+# there are. A longer list is junk, and checking it would take the time of sessions that are none.
+MAX_SESSIONS = 20_000
+
+# So many invalid entries of a list are described; the others are counted.
+DESCRIBED = 10
+
+# Elevate has ended every session that was last active so long ago (seconds).
+OLDEST = 15 * DAY
 
 
 class InvalidEvent(Exception):
@@ -31,18 +42,26 @@ class EventFailed(Exception):
 
 
 def consume(
-    event: Any, context: Any, handle: Callable[[dict[str, Any]], None], source: Source = "event"
+    telemetry: Telemetry,
+    event: Any,
+    context: Any,
+    handle: Callable[[dict[str, Any]], None],
+    source: Source = "event",
 ) -> None:
-    """Run `handle(event)` and let nothing out that may hold a key."""
-    is_event = isinstance(event, dict)
-    telemetry = application().telemetry
-    telemetry.begin(str((is_event and event.get("id")) or context.aws_request_id))
+    """Run `handle(event)`: the one place that turns exceptions into those that Lambda may see.
+
+    Nothing that it lets out holds a key. Raises InvalidEvent, NotKept, EventFailed.
+    """
+    event_id = event.get("id") if isinstance(event, dict) else None
+    telemetry.begin(str(event_id or context.aws_request_id))
     try:
-        if not is_event:
-            telemetry.refused([FieldError(field="event", detail="must be a JSON object")], source)
-            raise InvalidEvent("the event is not a JSON object")
+        if not isinstance(event, dict):
+            raise InvalidPayload([FieldError(field="event", detail="must be a JSON object")])
         handle(event)
-    except (InvalidEvent, NotKept):
+    except InvalidPayload as invalid:
+        telemetry.refused(invalid.errors, source)
+        raise InvalidEvent(str(invalid)) from None
+    except NotKept:
         raise
     except Exception as error:
         telemetry.crashed(error)
@@ -51,44 +70,57 @@ def consume(
         telemetry.flush()
 
 
-def valid(event: dict[str, Any], validator: Validator) -> tuple[list[dict[str, Any]], int]:
-    """Return the payloads that are valid, and how many are not; those are logged and counted."""
+def valid(
+    event: dict[str, Any], validator: Validator
+) -> tuple[list[dict[str, Any]], list[list[FieldError]]]:
+    """Return an event's valid payloads, and the errors of each that is not.
+
+    Raises InvalidPayload if there are too many to look at.
+    """
     detail = event.get("detail")
     payloads: list[Any] = [detail]
     if isinstance(detail, dict) and set(detail) == {"sessions"}:
         sessions = detail["sessions"]
         payloads = sessions if isinstance(sessions, list) else [sessions]
+    if len(payloads) > MAX_SESSIONS:
+        most = f"must be a list of at most {MAX_SESSIONS} sessions"
+        raise InvalidPayload([FieldError(field="sessions", detail=most)])
     accepted: list[dict[str, Any]] = []
-    refused = 0
+    refused: list[list[FieldError]] = []
     for position, payload in enumerate(payloads):
-        try:
-            validator(payload)
-        except InvalidPayload as invalid:
-            errors = [
-                FieldError(field=f"sessions[{position}].{e['field']}", detail=e["detail"])
-                for e in invalid.errors
-            ]
-            application().telemetry.refused(errors, "event")
-            refused += 1
+        if errors := validator.errors(payload):
+            refused.append(renamed(f"sessions[{position}].", errors))
         else:
             accepted.append(payload)
     return accepted, refused
 
 
-def demand_all(what: str, lost: int, refused: int, of: int) -> None:
-    """Raise NotKept if some of an event's sessions are lost, InvalidEvent if some were refused."""
+def demand_all(what: str, lost: int, of: int, refused: list[list[FieldError]]) -> None:
+    """Raise NotKept if sessions of an event are lost, else InvalidPayload if some were refused.
+
+    What is lost is delivered again, and with it what is refused.
+    """
     if lost:
         raise NotKept(f"{lost} of {of} sessions {what}")
     if refused:
-        raise InvalidEvent(f"{refused} of {of + refused} sessions are invalid")
+        errors = [error for entry in refused[:DESCRIBED] for error in entry]
+        if len(refused) > DESCRIBED:
+            others = f"{len(refused) - DESCRIBED} more are invalid"
+            errors.append(FieldError(field="sessions", detail=others))
+        raise InvalidPayload(errors)
 
 
 def happened_at(event: dict[str, Any]) -> int:
-    """Return the event's time in epoch seconds; a time that is missing or to come counts as now."""
+    """Return the event's time in epoch seconds.
+
+    A time that is missing or to come counts as now, one of long ago as no older than OLDEST.
+    """
+    now = int(time.time())
     try:
-        return min(int(datetime.fromisoformat(event["time"]).timestamp()), now())
+        at = int(datetime.fromisoformat(event["time"]).timestamp())
     except (KeyError, TypeError, ValueError, OverflowError):
-        return now()
+        return now
+    return max(now - OLDEST, min(at, now))
 
 
 def until_of(context: Any, calls: int) -> float:
@@ -97,16 +129,18 @@ def until_of(context: Any, calls: int) -> float:
     The last one may still make so many calls that hang.
     """
     left = context.get_remaining_time_in_millis() / 1000
-    return float(time.monotonic() + left - calls * SETTLE_RESERVE)
+    return float(time.monotonic() + left - calls * aws.HANGING_CALL)
 
 
-def put_sweeps(details: list[dict[str, Any]]) -> int:
+def put_sweeps(
+    bus: aws.Client, bus_name: str, telemetry: Telemetry, details: list[dict[str, Any]]
+) -> int:
     """Put `Session Sweep` events on the stack's own bus; return how many it took.
 
     What it does not take is still due, and the schedule's next tick finds it.
     """
     entry = {
-        "EventBusName": application().settings.event_bus_name,
+        "EventBusName": bus_name,
         "Source": "elevate-sessions",
         "DetailType": "Session Sweep",
     }
@@ -114,8 +148,8 @@ def put_sweeps(details: list[dict[str, Any]]) -> int:
     for some in batched(details, 10, strict=False):
         try:
             entries = [entry | {"Detail": json.dumps(detail)} for detail in some]
-            taken += len(some) - bus().put_events(Entries=entries)["FailedEntryCount"]
+            taken += len(some) - bus.put_events(Entries=entries)["FailedEntryCount"]
         except (BotoCoreError, ClientError) as error:
-            application().telemetry.crashed(error)
+            telemetry.crashed(error)
             break
     return taken

@@ -1,52 +1,53 @@
 """HTTP: API Gateway's proxy events in, answers and problems (RFC 9457) out."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
-from handler.application import application
+from handler.application import Application
 from sessions.session import FieldError, InvalidPayload, RegistryUnavailable
+from sessions.telemetry import Telemetry
 
 MAX_BODY_BYTES = 16 * 1024
 RETRY_AFTER_SECONDS = 30
-# What a signed call carries.
-SIGNING = ("authorization", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token")
-
-_BAD, _INVALID = HTTPStatus.BAD_REQUEST, "invalid-payload"
+# What a page may send; a signed call carries the last four.
+HEADERS = (
+    "content-type, x-api-key, authorization, x-amz-content-sha256, x-amz-date, x-amz-security-token"
+)
 
 type Answer = dict[str, Any]
+# What serves a method and a resource, as openapi.yaml names them.
+type Routes = Mapping[tuple[str, str], Callable[[Application, dict[str, Any]], Answer]]
 
 
 class Problem(Exception):
-    """An answer other than success; `errors` name fields and never a value."""
+    """An answer other than success; its `errors`, if any, name fields and never a value."""
 
     def __init__(
         self,
         status: HTTPStatus,
         kind: str,
         detail: str,
-        errors: list[FieldError] | None = None,
         headers: dict[str, str] | None = None,
         **members: Any,
     ) -> None:
         super().__init__(detail)
-        self.errors = errors
-        self.headers = headers or {}
         self.status = status
-        self.body = {
+        self.headers = headers or {}
+        self.body: dict[str, Any] = {
             "type": f"urn:elevate-sessions:problem:{kind}",
             "title": status.phrase,
             "status": status.value,
             "detail": detail,
             **members,
-        } | ({"errors": errors} if errors else {})
+        }
 
 
-def method(event: Any) -> str | None:
-    """Return the method of an API call, None for what is none."""
-    return event.get("httpMethod") if isinstance(event, dict) else None
+def is_call(event: Any) -> bool:
+    """Return whether API Gateway sent this event."""
+    return isinstance(event, dict) and "httpMethod" in event
 
 
 def answer(status: HTTPStatus, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
@@ -58,22 +59,22 @@ def answer(status: HTTPStatus, body: Any = None, headers: dict[str, str] | None 
     return {"statusCode": status.value, "headers": head, "body": text}
 
 
-def respond(event: dict[str, Any], handle: Callable[[dict[str, Any]], Answer]) -> Answer:
-    """Return the answer of `handle(event)`: the one place that turns exceptions into answers.
+def respond(app: Application, event: dict[str, Any], routes: Routes) -> Answer:
+    """Return the answer of an event's route: the one place that turns exceptions into answers.
 
     Pages of the configured origin may read it.
     """
     request_id = str((event.get("requestContext") or {}).get("requestId", ""))
-    telemetry = application().telemetry
-    telemetry.begin(request_id)
+    app.telemetry.begin(request_id)
     try:
-        answered = handle(event)
+        # openapi.yaml names the routes, so one that is not in the table is a defect.
+        answered = routes[event["httpMethod"], event["resource"]](app, event)
     except Exception as error:
-        problem = _problem_of(error)
+        problem = _problem_of(error, app.telemetry)
         head = {"Content-Type": "application/problem+json"} | problem.headers
         answered = answer(problem.status, problem.body | {"requestId": request_id}, head)
     finally:
-        telemetry.flush()
+        app.telemetry.flush()
     if origin := (event.get("stageVariables") or {}).get("corsOrigin"):
         answered["headers"] |= {
             "Access-Control-Allow-Origin": origin,
@@ -83,18 +84,17 @@ def respond(event: dict[str, Any], handle: Callable[[dict[str, Any]], Answer]) -
     return answered
 
 
-def _problem_of(error: Exception) -> Problem:
+def _problem_of(error: Exception, telemetry: Telemetry) -> Problem:
     """Return the problem that an exception is to the caller, and log it."""
-    telemetry = application().telemetry
     match error:
         case Problem():
-            if error.errors:
-                telemetry.refused(error.errors, "api")
+            if errors := error.body.get("errors"):
+                telemetry.refused(errors, "api")
             return error
         case InvalidPayload():
             telemetry.refused(error.errors, "api")
             detail = "The request does not fit its schema."
-            return Problem(_BAD, _INVALID, detail, error.errors)
+            return Problem(HTTPStatus.BAD_REQUEST, "invalid-payload", detail, errors=error.errors)
         case RegistryUnavailable():
             telemetry.registry_failed("api", error)
             return unavailable("The session registry cannot be reached.")
@@ -104,11 +104,11 @@ def _problem_of(error: Exception) -> Problem:
             return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail)
 
 
-def preflight(event: dict[str, Any]) -> Answer:
+def preflight(app: Application, event: dict[str, Any]) -> Answer:
     """Answer what a browser asks before it calls; `respond` names the origin that may."""
     headers = {
         "Access-Control-Allow-Methods": "POST",
-        "Access-Control-Allow-Headers": ", ".join(("content-type", "x-api-key", *SIGNING)),
+        "Access-Control-Allow-Headers": HEADERS,
         "Access-Control-Max-Age": "7200",
     }
     return answer(HTTPStatus.NO_CONTENT, headers=headers)
@@ -117,14 +117,13 @@ def preflight(event: dict[str, Any]) -> Answer:
 def unavailable(detail: str, retry_after: int = RETRY_AFTER_SECONDS) -> Problem:
     """Return the problem of a call that must be made again after `retry_after` seconds."""
     headers = {"Retry-After": str(retry_after)}
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", detail, headers=headers)
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", detail, headers)
 
 
 def rejected(status: HTTPStatus, elevate_status: int | None, reason: str) -> Problem:
     """Return the problem of an end that Elevate refuses for good."""
     detail = "Elevate rejected the end notification."
-    members: dict[str, Any] = {"elevateStatus": elevate_status, "elevateReason": reason}
-    return Problem(status, "rejected", detail, **members)
+    return Problem(status, "rejected", detail, elevateStatus=elevate_status, elevateReason=reason)
 
 
 def lost(retry_after: int) -> Problem:
@@ -170,8 +169,14 @@ def query(event: dict[str, Any], name: str) -> str | None:
     return values[0] if values else None
 
 
-def _refuse(field: str, detail: str, status: HTTPStatus = _BAD, kind: str = _INVALID) -> NoReturn:
-    raise Problem(status, kind, f"The {field} {detail}.", [FieldError(field=field, detail=detail)])
+def _refuse(
+    field: str,
+    detail: str,
+    status: HTTPStatus = HTTPStatus.BAD_REQUEST,
+    kind: str = "invalid-payload",
+) -> NoReturn:
+    errors = [FieldError(field=field, detail=detail)]
+    raise Problem(status, kind, f"The {field} {detail}.", errors=errors)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

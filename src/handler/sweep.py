@@ -4,12 +4,12 @@ Its detail may name `shards` (default all); `depth` counts hand-overs.
 """
 
 import time
+from functools import partial
 from typing import Any
 
-from handler.application import application
-from handler.events import InvalidEvent, consume
+from handler.application import Application, application
+from handler.events import consume
 from sessions.schemas import Validator
-from sessions.session import InvalidPayload
 from sessions.statements import SHARDS
 from sessions.sweeping import MAX_DEPTH
 
@@ -31,12 +31,15 @@ _DETAIL = Validator(
                 "description": "a list of different shards",
             },
             "depth": {
-                "type": "integer",
-                "minimum": 0,
-                "maximum": MAX_DEPTH,
+                "enum": list(range(MAX_DEPTH + 1)),
                 "description": f"an integer from 0 to {MAX_DEPTH}",
             },
-            "correlationId": {"type": "string", "description": "a string"},
+            # Free text could hold a visitor's key, and is written into each line.
+            "correlationId": {
+                "type": "string",
+                "pattern": r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
+                "description": "a UUID",
+            },
         },
     },
     "detail",
@@ -46,19 +49,15 @@ _DETAIL = Validator(
 def handle(event: Any, context: Any) -> None:
     """Sweep until done or out of time."""
     until = time.monotonic() + context.get_remaining_time_in_millis() / 1000
-    consume(event, context, lambda event: _sweep(event, context, until), "sweep")
-
-
-def _sweep(event: dict[str, Any], context: Any, until: float) -> None:
     app = application()
+    consume(app.telemetry, event, context, partial(_sweep, app, context, until), "sweep")
+
+
+def _sweep(app: Application, context: Any, until: float, event: dict[str, Any]) -> None:
     detail: Any = event.get("detail")
-    try:
-        _DETAIL(detail)
-    except InvalidPayload as invalid:
-        app.telemetry.refused(invalid.errors, "sweep")
-        raise InvalidEvent("the event's detail is invalid") from None
+    _DETAIL(detail)
     own_id = str(event.get("id") or context.aws_request_id)
     correlation_id = detail.get("correlationId", own_id)
     app.telemetry.begin(correlation_id)
     shards = [int(shard) for shard in detail.get("shards", range(SHARDS))]
-    app.sweeper.sweep(shards, until, detail.get("depth", 0), correlation_id)
+    app.sweeper.sweep(shards, until, int(detail.get("depth", 0)), correlation_id)

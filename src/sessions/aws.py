@@ -9,6 +9,8 @@ from botocore.config import Config
 # botocore writes requests, and so keys, into its debug lines.
 logging.getLogger("botocore").setLevel(logging.WARNING)
 
+# What a call that hangs takes at most (seconds): two tries of three seconds each, and a pause.
+HANGING_CALL = 8.0
 
 type Client = Any  # boto3 makes them at run time
 

@@ -13,16 +13,16 @@ from sessions.lifetime import elevate3_ends_at, elevate4_ends_at
 # which stands for bytes that were none: two keys would become one session.
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffd]+$"
 
+# Of each userContext, whether its visitors give a key.
+type Contexts = Mapping[str, Mapping[str, Literal["required", "optional", "forbidden"]]]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dialect:
     """How one of Elevate's APIs is spoken.
 
-    `contexts` are the userContexts whose sessions can be ended, each with whether the customerKey
-    is required, optional or forbidden there. `sessionless` are those of visitors who may have no
-    session, each with the context whose rules hold for what they give all the same. `ends_at` takes
-    the last activity, whether an interactive notification was seen, and the configured limit in
-    seconds; it returns when Elevate has ended the session itself.
+    `ends_at` takes the last activity, whether an interactive notification was seen, and the
+    configured limit in seconds; it returns when Elevate has ended the session itself.
     """
 
     name: str
@@ -30,9 +30,8 @@ class Dialect:
     path: str
     prefix: str
     key: dict[str, Any]
-    contexts: Mapping[str, Literal["required", "optional", "forbidden"]]
+    contexts: Contexts
     sends_context: bool
-    sessionless: Mapping[str, str]
     needs_limit: bool
     ends_at: Callable[[float, bool | None, int], float]
 
@@ -48,10 +47,12 @@ WEB_V2 = Dialect(
         "pattern": r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
         "description": "a UUID: 8-4-4-4-12 hexadecimal digits",
     },
-    # Elevate 3 knows no userContext and requires a customerKey of every call.
-    contexts={"PERSONALIZED": "required", "SYNTHETIC": "required"},
+    # Elevate 3 knows no userContext and requires both keys of every call.
+    contexts={
+        "PERSONALIZED": {"customerKey": "required", "sessionKey": "required"},
+        "SYNTHETIC": {"customerKey": "required", "sessionKey": "required"},
+    },
     sends_context=False,
-    sessionless={},
     needs_limit=True,
     ends_at=elevate3_ends_at,
 )
@@ -68,10 +69,13 @@ STOREFRONT_V3 = Dialect(
         "pattern": PRINTABLE,
         "description": "1 to 255 characters, none of them a control character",
     },
-    contexts={"PERSONALIZED": "required", "UNPERSONALIZED": "forbidden", "SYNTHETIC": "optional"},
+    contexts={
+        "PERSONALIZED": {"customerKey": "required", "sessionKey": "required"},
+        "UNPERSONALIZED": {"customerKey": "forbidden", "sessionKey": "required"},
+        "SYNTHETIC": {"customerKey": "optional", "sessionKey": "optional"},
+        "ANONYMOUS": {"customerKey": "forbidden", "sessionKey": "forbidden"},
+    },
     sends_context=True,
-    # ANONYMOUS visitors have no keys, SYNTHETIC ones may have none.
-    sessionless={"ANONYMOUS": "UNPERSONALIZED", "SYNTHETIC": "SYNTHETIC"},
     needs_limit=False,
     ends_at=elevate4_ends_at,
 )

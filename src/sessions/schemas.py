@@ -1,16 +1,20 @@
-"""JSON Schemas of what callers may send, and the validator that checks them."""
+"""What callers may send: JSON Schemas, the rules of userContexts, and what checks both."""
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 import fastjsonschema
 
-from sessions.dialects import PRINTABLE, Dialect
-from sessions.session import FieldError, InvalidPayload
+from sessions.dialects import DIALECTS, PRINTABLE, WEB_V2, Contexts, Dialect
+from sessions.session import FieldError, InvalidPayload, Session, session_from
 
 
 def market_schema(markets: tuple[str, ...]) -> dict[str, Any]:
-    """Return the schema of a market: one of `markets`, or any printable name when empty."""
+    """Return the schema of a market: one of `markets`, or any printable name when empty.
+
+    A UUID is no market but a key in the wrong field, and markets are written to the log.
+    """
     if markets:
         return {"enum": list(markets), "description": "one of the configured markets"}
     return {
@@ -18,21 +22,24 @@ def market_schema(markets: tuple[str, ...]) -> dict[str, Any]:
         "minLength": 1,
         "maxLength": 255,
         "pattern": PRINTABLE,
-        "description": "1 to 255 characters, none of them a control character",
+        "not": {"pattern": WEB_V2.key["pattern"]},
+        "description": "1 to 255 characters, none of them a control character, and no UUID",
     }
 
 
 def session_schema(
-    dialect: Dialect, markets: tuple[str, ...], *, key_in_body: bool = True, activity: bool = False
+    dialect: Dialect,
+    contexts: Iterable[str],
+    markets: tuple[str, ...],
+    *,
+    key_in_body: bool = True,
+    activity: bool = False,
 ) -> dict[str, Any]:
-    """Return the JSON Schema of a session (or, with `activity`, of a sign of life) in a payload."""
+    """Return the schema of a session (or, with `activity`, of a sign of life) in a payload."""
     properties: dict[str, Any] = {
         "market": market_schema(markets),
         "customerKey": dialect.key,
-        "userContext": {
-            "enum": list(dialect.contexts),
-            "description": "one of " + ", ".join(dialect.contexts),
-        },
+        "userContext": {"enum": list(contexts), "description": "one of " + ", ".join(contexts)},
     }
     required = ["market"]
     if key_in_body:
@@ -40,54 +47,70 @@ def session_schema(
         required.append("sessionKey")
     if activity:
         properties["interactive"] = {"type": "boolean", "description": "true or false"}
-    schema: dict[str, Any] = {
+    return {
         "type": "object",
         "description": "a JSON object",
         "additionalProperties": False,
         "properties": properties,
-    }
-    if set(dialect.contexts.values()) == {"required"}:
-        return schema | {"required": [*required, "customerKey"]}
-    return schema | {
         "required": required,
-        "allOf": [
-            {
-                "if": _context_is(dialect, "forbidden"),
-                "then": {"properties": {"customerKey": False}},
-            },
-            {
-                "if": _context_is(dialect, "forbidden", "optional"),
-                "else": {"required": ["customerKey"]},
-            },
-        ],
     }
 
 
-def _context_is(dialect: Dialect, *rules: str) -> dict[str, Any]:
-    contexts = [name for name, rule in dialect.contexts.items() if rule in rules]
-    # No userContext is PERSONALIZED.
-    return {"required": ["userContext"], "properties": {"userContext": {"enum": contexts}}}
+def key_errors(contexts: Contexts, payload: dict[str, Any]) -> list[FieldError]:
+    """Return which keys of a payload do not go with its userContext."""
+    context = payload.get("userContext")
+    if not isinstance(context, str) or context not in contexts:
+        context = "PERSONALIZED"
+    errors: list[FieldError] = []
+    for name, rule in contexts[context].items():
+        if rule == "required" and name not in payload:
+            errors.append({"field": name, "detail": "is required"})
+        if rule == "forbidden" and name in payload:
+            errors.append({"field": name, "detail": "is not allowed with this userContext"})
+    return errors
+
+
+def renamed(prefix: str, errors: Iterable[FieldError]) -> list[FieldError]:
+    """Return errors with their fields named as the caller wrote them, after a prefix."""
+    return [{"field": prefix + error["field"], "detail": error["detail"]} for error in errors]
 
 
 class Validator:
-    """A JSON Schema compiled once.
+    """A JSON Schema, compiled when it is first needed, and what `contexts` say of the keys.
 
     Powertools' own `validate()` compiles the schema on each call, a thousand times the cost of the
     check itself; this calls the same engine and raises the same exception.
     """
 
-    def __init__(self, schema: dict[str, Any], name: str = "body") -> None:
-        self._check: Callable[[Any], Any] = fastjsonschema.compile(
-            schema, use_default=False, fast_fail=False
-        )
+    def __init__(self, schema: dict[str, Any], name: str, contexts: Contexts | None = None) -> None:
+        self.schema = schema
         self._name = name
+        self._contexts = contexts
 
     def __call__(self, data: Any) -> None:
         """Accept `data` or raise InvalidPayload with one entry for each bad field."""
+        if errors := self.errors(data):
+            raise InvalidPayload(errors)
+
+    def errors(self, data: Any) -> list[FieldError]:
+        """Return one entry for each bad field of `data`."""
+        found: list[FieldError] = []
         try:
             self._check(data)
         except fastjsonschema.JsonSchemaValuesException as invalid:
-            raise InvalidPayload(_unique(self._describe(e) for e in invalid.errors)) from None
+            for error in invalid.errors:
+                found += self._describe(error)
+        if self._contexts and isinstance(data, dict):
+            found += key_errors(self._contexts, data)
+        # A value that breaks two rules of its field is described once.
+        return list({(entry["field"], entry["detail"]): entry for entry in found}.values())
+
+    @cached_property
+    def _check(self) -> Callable[[Any], Any]:
+        check: Callable[[Any], Any] = fastjsonschema.compile(
+            self.schema, use_default=False, fast_fail=False
+        )
+        return check
 
     def _describe(self, error: fastjsonschema.JsonSchemaValueException) -> list[FieldError]:
         match error.rule:
@@ -98,13 +121,46 @@ class Validator:
                 # The names are the caller's, and a key may be among them by mistake.
                 known = ", ".join(error.definition["properties"])
                 return [{"field": self._name, "detail": f"may only have the fields {known}"}]
-            case None:
-                return [{"field": error.path[-1], "detail": "is not allowed with this userContext"}]
             case _:
                 name = error.path[-1] if len(error.path) > 1 else self._name
                 return [{"field": name, "detail": "must be " + error.definition["description"]}]
 
 
-def _unique(errors: Iterable[list[FieldError]]) -> list[FieldError]:
-    found = {(e["field"], e["detail"]): e for several in errors for e in several}
-    return list(found.values())
+class Validators:
+    """What checks each kind of input, for the configured dialect and markets.
+
+    `session` is one to end. `activity` is a sign of life, `keyless_activity` one whose session key
+    is in the path.
+    """
+
+    def __init__(self, dialect: Dialect, markets: tuple[str, ...]) -> None:
+        # Only who has a session can end it, and gives its key whatever the userContext.
+        contexts: Contexts = {
+            name: {"customerKey": keys["customerKey"]}
+            for name, keys in dialect.contexts.items()
+            if keys["sessionKey"] != "forbidden"
+        }
+
+        def session(**parts: bool) -> Validator:
+            return Validator(session_schema(dialect, contexts, markets, **parts), "body", contexts)
+
+        self.session = session()
+        self.activity = session(activity=True)
+        self.keyless_activity = session(activity=True, key_in_body=False)
+        self.key = Validator(dialect.key, "sessionKey")
+        self.market = Validator(market_schema(markets), "market")
+        self._visitors = {}
+        for spoken in DIALECTS.values():
+            schema = session_schema(spoken, spoken.contexts, markets) | {"required": ["market"]}
+            self._visitors[spoken] = Validator(schema, "query", spoken.contexts)
+
+    def session_of(self, visitor: dict[str, Any], spoken: Dialect) -> Session | None:
+        """Return a visitor's session, None for one without; `spoken` is the dialect it came in.
+
+        Raises InvalidPayload, also for what the configured dialect has no words for.
+        """
+        self._visitors[spoken](visitor)
+        if "sessionKey" not in visitor:
+            return None
+        self.session(visitor)
+        return session_from(visitor)

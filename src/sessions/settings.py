@@ -1,6 +1,7 @@
 """Environment → one frozen dataclass, read once."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,11 +54,10 @@ class Settings:
         if dialect is None:
             raise InvalidSettings(f"ELEVATE_API must be {' or '.join(DIALECTS)}")
         numbers = {
-            name: convert(_number(environment, variable, zero=name == "max_rate"))
-            for name, (variable, convert) in _NUMBERS.items()
+            name: convert(_number(variable, environment[variable], least))
+            for name, (variable, least, convert) in _NUMBERS.items()
             if environment.get(variable)
         }
-        markets = environment.get("MARKETS", "").split(",")
         level = environment.get("POWERTOOLS_LOG_LEVEL") or "INFO"
         if level not in logging.getLevelNamesMapping():
             raise InvalidSettings("POWERTOOLS_LOG_LEVEL must be DEBUG, INFO, WARNING or ERROR")
@@ -66,7 +66,7 @@ class Settings:
             event_bus_name=environment.get("EVENT_BUS_NAME", ""),
             elevate_url=_elevate_url(environment, dialect),
             dialect=dialect,
-            markets=tuple(unquote(market.strip()) for market in markets if market.strip()),
+            markets=_markets(environment.get("MARKETS", "")),
             log_level=level,
             **numbers,
         )
@@ -76,15 +76,26 @@ class Settings:
         return settings
 
 
-_NUMBERS: dict[str, tuple[str, Callable[[float], Any]]] = {
-    "connect_timeout": ("ELEVATE_CONNECT_TIMEOUT", float),
-    "read_timeout": ("ELEVATE_READ_TIMEOUT", float),
-    "idle": ("SESSION_IDLE_MINUTES", lambda number: int(number * MINUTE)),
-    "session_limit": ("SESSION_LIMIT_MINUTES", lambda number: int(number * MINUTE)),
-    "retry_base": ("RETRY_BASE_SECONDS", int),
-    "concurrency": ("SWEEP_CONCURRENCY", int),
-    "max_rate": ("ELEVATE_MAX_RATE", float),
+# Of each number: its variable, the least that it may be, and what makes it the setting.
+_NUMBERS: dict[str, tuple[str, float, Callable[[float], Any]]] = {
+    "connect_timeout": ("ELEVATE_CONNECT_TIMEOUT", 0.1, float),
+    "read_timeout": ("ELEVATE_READ_TIMEOUT", 0.1, float),
+    "idle": ("SESSION_IDLE_MINUTES", 1, lambda minutes: int(minutes * MINUTE)),
+    "session_limit": ("SESSION_LIMIT_MINUTES", 1, lambda minutes: int(minutes * MINUTE)),
+    "retry_base": ("RETRY_BASE_SECONDS", 1, int),
+    "concurrency": ("SWEEP_CONCURRENCY", 1, int),
+    "max_rate": ("ELEVATE_MAX_RATE", 0, float),
 }
+
+
+def _number(variable: str, text: str, least: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not least <= number < math.inf:
+        raise InvalidSettings(f"{variable} must be a number of at least {least}")
+    return number
 
 
 def _required(environment: Mapping[str, str], name: str) -> str:
@@ -93,14 +104,12 @@ def _required(environment: Mapping[str, str], name: str) -> str:
     raise InvalidSettings(f"{name} is not set")
 
 
-def _number(environment: Mapping[str, str], name: str, *, zero: bool) -> float:
-    try:
-        value = float(environment[name])
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf") or not (value or zero):
-        raise InvalidSettings(f"{name} must be a positive number" + " or 0" * zero)
-    return value
+def _markets(text: str) -> tuple[str, ...]:
+    """Return the markets that are named; an empty text names none, and so accepts all."""
+    markets = tuple(unquote(name.strip()) for name in text.split(",") if name.strip())
+    if text and not markets:
+        raise InvalidSettings("MARKETS must name markets, with commas between, or be empty")
+    return markets
 
 
 def _elevate_url(environment: Mapping[str, str], dialect: Dialect) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
+from sessions.aws import HANGING_CALL
 from sessions.crew import CLERKS, Crew, Work
 from sessions.elevate import Elevate
 from sessions.ending import is_past, settlement
@@ -24,9 +25,8 @@ from sessions.session import Claim, Outcome, RegistryUnavailable, Row, Settlemen
 from sessions.settings import Settings
 from sessions.telemetry import Telemetry
 
-# What a sweep keeps in hand (seconds) to settle what it has claimed and to hand over the rest: a
-# call to DynamoDB that hangs takes twice three seconds and a pause.
-SETTLE_RESERVE = 8.0
+# What a sweep keeps in hand (seconds) to settle what it has claimed and to hand over the rest.
+SETTLE_RESERVE = HANGING_CALL
 
 # A tick hands a shard over once, and what that leaves is the next tick's: so there is one hand-over
 # a shard at most. It ends this much (seconds) before the next tick may hand over.

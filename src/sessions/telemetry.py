@@ -15,7 +15,8 @@ from aws_lambda_powertools.metrics import MetricUnit
 
 from sessions.session import FieldError, Outcome, Row, Session, Source
 
-# What is shown of a name that may be anything.
+# What is shown of a name that may be anything, a visitor's key by mistake.
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ._:/-]")
 
 
@@ -109,7 +110,7 @@ class Telemetry:
 
     def unknown(self, detail_type: object) -> None:
         """Write the line of an event with an unknown detail-type, which may hold anything."""
-        name = _NOT_PLAIN.sub("?", str(detail_type))[:64]
+        name = _NOT_PLAIN.sub("?", _UUID.sub("?", str(detail_type)))[:64]
         self._write(self._logger.error, "unknown event", detail_type=name)
         self.count("Invalid")
 

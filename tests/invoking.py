@@ -1,8 +1,11 @@
 """Helpers for the tests of the handlers: samples, a Lambda context, an application."""
 
+import http.server
 import json
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +66,49 @@ def application(
     forget()
 
 
-_BUILT_ONCE = (
-    shared.application,
-    shared.session_validator,
-    shared.activity_validator,
-    shared.key_validator,
-    shared.market_validator,
-    shared.bus,
-)
-
-
 def forget() -> None:
     """Start over as a new execution environment would."""
-    for built in _BUILT_ONCE:
-        built.cache_clear()
+    shared.application.cache_clear()
+
+
+@dataclass
+class FakeBus:
+    """An EventBridge that takes at most `takes` entries of a call; ten is all that it allows."""
+
+    takes: int = 10
+    entries: list[dict[str, Any]] = field(default_factory=list)
+
+    def put_events(self, entries: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
+        """Return status and answer."""
+        if len(entries) > 10:
+            return 400, {"__type": "ValidationException"}
+        self.entries += entries[: self.takes]
+        return 200, {"FailedEntryCount": max(0, len(entries) - self.takes), "Entries": []}
+
+
+@pytest.fixture
+def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeBus]:
+    """Point the functions at a bus of the test's own (tests/stack has a real one)."""
+    fake = FakeBus()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.headers["X-Amz-Target"] == "AWSEvents.PutEvents"
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, answer = fake.put_events(asked["Entries"])
+            body = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Log nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        serve = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serve.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_EVENTBRIDGE", f"http://127.0.0.1:{server.server_port}")
+        yield fake
+        server.shutdown()
+        serve.join()
