@@ -137,6 +137,13 @@ def test_one_failure_of_a_market_that_got_through_before_does_not_end_it() -> No
     assert lanes.given_up == []
 
 
+def test_a_market_with_few_sessions_is_named_too() -> None:
+    lanes = lanes_of(rows("down", 2), rows("UK", 2))
+    for row in lanes.take(10):
+        lanes.done(row, "through" if row.session.market == "UK" else "trouble", 0.02)
+    assert lanes.given_up == ["down"]
+
+
 def test_sessions_that_are_read_after_their_market_was_given_up_are_counted_only() -> None:
     lanes = lanes_of(rows("UK", START))
     done(lanes, lanes.take(100), "trouble")

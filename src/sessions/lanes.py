@@ -40,6 +40,12 @@ class Lane:
     pace: float = _UNKNOWN_PACE  # seconds a session
 
     @property
+    def is_in_trouble(self) -> bool:
+        """Return whether it was given up, or all that was tried has failed."""
+        has_failed = self.failures > 0 and not (self.has_got_through or self.under_way)
+        return self.given_up or has_failed
+
+    @property
     def share(self) -> float:
         """Return the thread-seconds it has had, and those its sessions under way will take."""
         return self.spent + self.under_way * self.pace
@@ -60,8 +66,8 @@ class Lanes:
 
     @property
     def given_up(self) -> list[str]:
-        """Return the markets for which nothing gets through."""
-        return sorted(market for market, lane in self._lanes.items() if lane.given_up)
+        """Return the markets for which nothing gets through, however few sessions were tried."""
+        return sorted(market for market, lane in self._lanes.items() if lane.is_in_trouble)
 
     @property
     def shards_waiting(self) -> set[int]:
