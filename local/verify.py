@@ -221,16 +221,25 @@ class Verification:
             self._stack.deploy(SETTINGS | {"SweepConcurrency": "4"})
 
     def _workers(self) -> list[int]:
-        """Return the processes of Lambda functions, which are MiniStack's children."""
+        """Return the processes of Lambda functions, MiniStack's children, that have started.
+
+        They wait: for an event, or in one, for an answer. One that is killed while it still starts
+        makes MiniStack drop all others of its function, those that start too; on a busy machine
+        that went on for ever.
+        """
         shown = subprocess.run(
-            ["ps", "-ww", "-A", "-o", "pid=,pgid=,command="],  # noqa: S607 - found on the PATH
+            ["ps", "-ww", "-A", "-o", "pid=,pgid=,stat=,command="],  # noqa: S607 - found on the PATH
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-        rows = [line.split(None, 2) for line in shown.splitlines()]
+        rows = [line.split(None, 3) for line in shown.splitlines()]
         group = str(self._stack.ministack_pid)
-        return [int(pid) for pid, of, command in rows if of == group and "_worker.py" in command]
+        return [
+            int(pid)
+            for pid, of, status, command in rows
+            if of == group and status.startswith("S") and "_worker.py" in command
+        ]
 
     def _fault(self, fault: dict[str, Any]) -> None:
         request = urllib.request.Request(

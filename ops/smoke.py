@@ -20,6 +20,9 @@ from ops.operate import Operator, cli, command
 from ops.target import Target
 from sessions.telemetry import hashed
 
+# States after an end: delivered, or kept until Elevate is there.
+OVER = ("ended", "retrying")
+
 
 class Smoke:
     """Checks of a stack. Each public method is one: it returns what it saw, or raises."""
@@ -30,6 +33,7 @@ class Smoke:
         self._stack = target.client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
         given = {p["ParameterKey"]: p["ParameterValue"] for p in self._stack["Parameters"]}
         self._market = market or unquote(given["Markets"].split(",")[0].strip()) or "UK"
+        self._idle = given["SessionIdleMinutes"]
         gateway, key = target.client("apigateway"), target.outputs.get("ApiKeyId")
         # Signed calls need no key.
         self._key = key and gateway.get_api_key(apiKey=key, includeValue=True)["value"]
@@ -51,15 +55,26 @@ class Smoke:
         return ", ".join(f"{error['field']} {error['detail']}" for error in answer.json()["errors"])
 
     def a_tracked_session_is_open_and_an_event_ends_it(self) -> str:
-        session = self._new_session()
-        body = {name: value for name, value in session.items() if name != "sessionKey"}
-        expect(self._call("PUT", f"/sessions/{session['sessionKey']}", body).status, 204)
-        expect(self._state(session), "open")
+        session = self._new_tracked_session()
         event = {"Source": "smoke", "DetailType": "Session Ended", "Detail": json.dumps(session)}
         entries = [event | {"EventBusName": self._stack["StackName"]}]
         expect(self._target.client("events").put_events(Entries=entries)["FailedEntryCount"], 0)
-        over = ("ended", "retrying")  # delivered, or kept until Elevate is there
-        return wait_for(lambda: (s := self._state(session)) in over and s, "the event's end")
+        return wait_for(lambda: (s := self._state(session)) in OVER and s, "the event's end")
+
+    def a_sweep_ends_a_session_that_went_quiet(self) -> str:
+        """Wait for it, ask for another sweep, forget the session. Only with --sweep."""
+        expect(f"SessionIdleMinutes={self._idle}", "SessionIdleMinutes=1")
+        session = self._new_tracked_session()
+        wait_for(lambda: self._state(session) != "open", "the sweep's end", 240)
+        state = expect(self._state(session), *OVER)
+        asked = self._target.put_event({})
+        wait_for(lambda: self._logged("sweep", asked), "the line of a sweep that was asked for")
+        table, key = self._target.outputs["TableName"], ("sessionKey", "market")
+        self._target.client("dynamodb").delete_item(
+            TableName=table, Key={name: {"S": session[name]} for name in key}
+        )
+        expect(self._call("GET", f"/sessions/{session['sessionKey']}").status, 404)
+        return state
 
     def a_call_ends_a_session_and_is_logged_without_keys(self) -> str:
         session = self._new_session()
@@ -86,6 +101,13 @@ class Smoke:
     def _new_session(self) -> dict[str, str]:
         keys = {name: str(uuid.uuid4()) for name in ("customerKey", "sessionKey")}
         return {"market": self._market} | keys
+
+    def _new_tracked_session(self) -> dict[str, str]:
+        session = self._new_session()
+        body = {name: value for name, value in session.items() if name != "sessionKey"}
+        expect(self._call("PUT", f"/sessions/{session['sessionKey']}", body).status, 204)
+        expect(self._state(session), "open")
+        return session
 
     def _call(self, method: str, path: str, body: Any = None, *, known: bool = True) -> Any:
         url, data = self._url + path, None if body is None else json.dumps(body)
@@ -130,10 +152,14 @@ def wait_for(found: Callable[[], str | bool], what: str, seconds: float = 60) ->
 
 @command
 @click.option("--market", help="Market to end sessions in. Default: the first of Markets, or UK.")
-def smoke(operator: Operator, market: str | None) -> None:
-    """Check that a stack works. Two made-up sessions are ended at Elevate."""
+@click.option("--sweep", is_flag=True, help="See a sweep end one, too; SessionIdleMinutes=1.")
+def smoke(operator: Operator, market: str | None, sweep: bool) -> None:
+    """Check that a stack works. Two made-up sessions are ended at Elevate; with --sweep three."""
     stack, failed = Smoke(operator.target, operator.where[1], market), 0
-    for name, check in [(n, c) for n, c in vars(Smoke).items() if not n.startswith("_")]:
+    checks = {name: check for name, check in vars(Smoke).items() if not name.startswith("_")}
+    if not sweep:
+        del checks["a_sweep_ends_a_session_that_went_quiet"]
+    for name, check in checks.items():
         try:
             result, seen = "ok", check(stack)
         except (AssertionError, LookupError, ValueError, HTTPError, ClientError) as error:

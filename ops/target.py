@@ -83,8 +83,8 @@ class Target:
         """Return the functions' log groups."""
         return [f"/aws/lambda/{name}" for name in self.functions]
 
-    def put_event(self, detail: dict[str, Any]) -> None:
-        """Put a `Session Sweep` event on the stack's bus."""
+    def put_event(self, detail: dict[str, Any]) -> str:
+        """Put a `Session Sweep` event on the stack's bus; return its id."""
         entry = {
             "EventBusName": self.outputs["EventBusName"],
             "Source": "operator",
@@ -94,6 +94,7 @@ class Target:
         answer = self.client("events").put_events(Entries=[entry])
         if answer["FailedEntryCount"]:
             raise click.ClickException(f"The bus refused the event: {answer['Entries'][0]}")
+        return str(answer["Entries"][0]["EventId"])
 
 
 def hint(error: Exception) -> str:

@@ -29,9 +29,10 @@ def smoke(deployed: Deployed, *options: str) -> tuple[int, dict[str, dict[str, A
 
 
 def test_all_checks_pass_on_a_stack_that_works(deployed: Deployed) -> None:
-    code, checks, errors = smoke(deployed)
+    code, checks, errors = smoke(deployed, "--sweep")
     assert code == 0, (checks, errors)
-    assert len(checks) == 7
+    assert len(checks) == 8
+    assert checks["a sweep ends a session that went quiet"]["seen"] == "ended"
     assert checks["a call ends a session and is logged without keys"]["seen"] == "204, level INFO"
     assert checks["the alarms are there and silent"]["seen"] == f"{len(ALARMS)} alarms"
 
@@ -40,6 +41,7 @@ def test_an_end_that_is_kept_because_elevate_is_unavailable_passes_too(deployed:
     deployed.fault("busy")
     code, checks, errors = smoke(deployed)
     assert code == 0, (checks, errors)
+    assert len(checks) == 7, "no wait for a sweep unless it is asked for"
     assert checks["a call ends a session and is logged without keys"]["seen"].startswith("202,")
 
 
