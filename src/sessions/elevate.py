@@ -19,7 +19,6 @@ from urllib3.exceptions import (
 )
 from urllib3.util import create_urllib3_context
 
-from sessions.breaker import Breaker
 from sessions.dialects import Dialect
 from sessions.session import Outcome, Session
 from sessions.settings import Settings
@@ -83,19 +82,12 @@ class Elevate:
         self._path = url.path + settings.dialect.path
         self._clock = clock
         self._wall_clock = wall_clock
-        self._breaker = Breaker(clock)
         self._lock = threading.Lock()
         self._pool = self._new_pool()
         self._made = self._used = clock(), wall_clock()
 
-    def is_held_back(self, market: str) -> bool:
-        """Return whether a market's notifications are held back because Elevate has timed out."""
-        return self._breaker.is_open(market)
-
     def notify(self, session: Session) -> Outcome:
         """Send one end notification and return what came of it; never raises because of Elevate."""
-        if not self._breaker.lets_through(session.market):
-            return Outcome("unavailable", reason="not sent: Elevate has timed out", sent=False)
         started = self._clock()
         try:
             response = self._living_pool().urlopen(
@@ -109,13 +101,8 @@ class Elevate:
             latency = self._clock() - started
             # Looking up the name has no time-out, but may cost the caller as much as one.
             timed_out = _is_time_out(error) or latency > self._connect_timeout
-            if timed_out:
-                self._breaker.timed_out(session.market)
-            else:
-                self._breaker.answered(session.market)
             reason = _describe(error)
             return Outcome("unavailable", None, reason, None, _ms(latency), timed_out=timed_out)
-        self._breaker.answered(session.market)
         return self._outcome(response, session, started)
 
     def _living_pool(self) -> HTTPConnectionPool:

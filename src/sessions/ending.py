@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from random import SystemRandom
 from typing import Literal
 
+from sessions.breaker import Breaker
 from sessions.elevate import Elevate
 from sessions.registry import Registry
 from sessions.session import (
@@ -72,6 +73,7 @@ class Ending:
         self._elevate = elevate or Elevate(settings)
         self._telemetry = telemetry or Telemetry()
         self._clock = clock
+        self._breaker = Breaker(clock)
 
     def track(self, activity: Activity) -> Literal["tracked", "reopened", "over"]:
         """Note that a session is alive; see Registry.track. Raises RegistryUnavailable."""
@@ -117,7 +119,7 @@ class Ending:
             settle(self._registry, self._telemetry, [(claim, Settlement("expired"))])
             self._telemetry.expired([claim.row], source)
             return End("over")
-        outcome = self._elevate.notify(session)
+        outcome = self._notify(session)
         settled = settlement(claim.row, outcome, self._clock(), self._settings)
         is_written = settle(self._registry, self._telemetry, [(claim, settled)])
         self._telemetry.notified(outcome, session, settled.attempts, source)
@@ -150,9 +152,19 @@ class Ending:
         with ThreadPoolExecutor(self._settings.concurrency) as threads:
             return list(threads.map(do, many))
 
+    def _notify(self, session: Session) -> Outcome:
+        if not self._breaker.lets_through(session.market):
+            return Outcome("unavailable", reason="not sent: Elevate has timed out", sent=False)
+        outcome = self._elevate.notify(session)
+        if outcome.timed_out:
+            self._breaker.timed_out(session.market)
+        else:
+            self._breaker.answered(session.market)
+        return outcome
+
     def _end_unclaimed(self, session: Session, source: Source) -> End:
         """Notify without a claim: a registry that is down must not keep visitors signed in."""
-        outcome = self._elevate.notify(session)
+        outcome = self._notify(session)
         self._telemetry.notified(outcome, session, 1, source)
         if outcome.kind == "unavailable" or _needs_row(outcome, source):
             retry_after = outcome.retry_after or self._settings.retry_base

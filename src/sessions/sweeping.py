@@ -163,8 +163,6 @@ class Sweeper:
             if alive and not self._is_time_left(until):
                 batch.late = True
                 batch.counts["held_back"] += len(alive)
-            elif alive and self._elevate.is_held_back(rows[0].session.market):
-                batch.counts["held_back"] += len(alive)
             elif alive:
                 claims = self._registry.claim_due(alive)
                 self._count(batch, "claimed", len(alive), claims)
