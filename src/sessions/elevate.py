@@ -1,6 +1,7 @@
 """The end notification: one POST to Elevate, and what comes of it."""
 
 import logging
+import math
 import re
 import threading
 import time
@@ -34,8 +35,10 @@ POOL_AGE = 60.0
 # Answers that say "not now" rather than "never". Elevate documents none of 408, 425 and 429.
 _TEMPORARY = {408, 425, 429}
 
-# The longest Retry-After that is honoured (seconds).
+# The longest Retry-After that is honoured (seconds), and that is read (characters).
 RETRY_AFTER_LIMIT = 15 * 60
+_RETRY_AFTER_LENGTH = 100
+_DECIMAL = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 # Elevate's answers carry no body worth more than this (bytes); the rest is not read.
 _REASON_BYTES = 1024
@@ -131,7 +134,7 @@ class Elevate:
         reason = _quoted(body, session)
         if 400 <= status < 500 and status not in _TEMPORARY:
             return Outcome("rejected", status, reason, None, latency_ms)
-        retry_after = _seconds(response.headers.get("Retry-After"))
+        retry_after = _seconds(response.headers.get("Retry-After"), self._wall_clock())
         return Outcome("unavailable", status, reason, retry_after, latency_ms)
 
 
@@ -177,18 +180,22 @@ def _elapsed(since: tuple[float, float], now: tuple[float, float]) -> float:
     return max(now[0] - since[0], now[1] - since[1])
 
 
-def _seconds(retry_after: str | None) -> int | None:
-    """Return a Retry-After header (seconds or HTTP date) as seconds within bounds, if readable."""
-    if retry_after is None:
+def _seconds(retry_after: str | None, now: float) -> int | None:
+    """Return a Retry-After header (seconds or HTTP date) as seconds within bounds, if readable.
+
+    They are rounded up, for Elevate asked for no less. `now` is in epoch seconds.
+    """
+    text = (retry_after or "").strip()
+    if len(text) > _RETRY_AFTER_LENGTH:
         return None
     try:
-        if retry_after.strip().isdecimal():
-            seconds = float(retry_after)
+        if _DECIMAL.fullmatch(text):
+            seconds = float(text)
         else:
-            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+            seconds = parsedate_to_datetime(text).timestamp() - now
     except (ValueError, OverflowError):
         return None
-    return int(min(max(seconds, 0), RETRY_AFTER_LIMIT))
+    return math.ceil(min(max(seconds, 0), RETRY_AFTER_LIMIT))
 
 
 def _quoted(body: bytes, session: Session) -> str:
