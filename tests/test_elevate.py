@@ -157,6 +157,12 @@ def quoted() -> Iterator[Callable[[bytes, Session], str]]:
         yield quote
 
 
+def test_a_reason_is_one_line(quoted: Callable[[bytes, Session], str]) -> None:
+    """Elevate must not be able to break the lines of a log."""
+    body = b" the market\r\n\tis  not\xc2\x85\x0b known\xe2\x80\xa8 here\n"
+    assert quoted(body, SESSION) == "the market is not known here"
+
+
 def test_plain_words_are_quoted_and_nothing_else(
     quoted: Callable[[bytes, Session], str],
 ) -> None:

@@ -209,7 +209,9 @@ def _quoted(body: bytes, session: Session) -> str:
         return _WITHHELD if body else ""
     text = body.decode("utf-8", "replace")
     text = _TOKEN.sub(lambda token: token[0] if _WORD.fullmatch(token[0]) else "…", text)
-    return text.encode()[:_REASON_BYTES].decode("utf-8", "ignore").strip()
+    # In one line, whatever the body held.
+    text = " ".join(text.split())
+    return text.encode()[:_REASON_BYTES].decode("utf-8", "ignore")
 
 
 def _is_time_out(error: HTTPError) -> bool:
