@@ -22,14 +22,14 @@ LAYERS = (
     {"sessions.crew", "sessions.ending", "sessions.lanes", "sessions.pacer"},
     {"sessions.elevate", "sessions.registry", "sessions.telemetry"},
     {"sessions.statements"},
-    {"sessions.aws", "sessions.breaker", "sessions.connection"},
+    {"sessions.aws", "sessions.breaker"},
     {"sessions.settings", "sessions.schemas"},
     {"sessions.dialects"},
     {"sessions", "sessions.lifetime", "sessions.session"},
 )
 # External libraries, and the only modules that may use them; sessions.aws makes all clients.
 ONLY = {
-    "urllib3": {"sessions.connection", "sessions.elevate"},
+    "urllib3": {"sessions.elevate"},
     "boto3": {"sessions.aws"},
     "botocore": {"sessions.aws", "sessions.registry", "handler.events"},
     "fastjsonschema": {"sessions.schemas"},

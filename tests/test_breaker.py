@@ -1,98 +1,114 @@
-"""After three time-outs notifications are held back, for one market alone."""
-
-import itertools
-import socket
-from dataclasses import replace
+"""When notifications are held back, for a market and for all, on a clock set by hand."""
 
 import pytest
 
-from sessions.breaker import PAUSE, TIMEOUTS, Breaker
-from sessions.elevate import Elevate
-from sessions.settings import Settings
-from wire import NO_CONTENT, SESSION, answering, client, http, never, read_request, wire
+from emulated import Clock
+from sessions.breaker import PAUSE, REMEMBERED, TIMEOUTS, Breaker
 
 
-def test_after_three_time_outs_no_caller_waits() -> None:
-    with wire(never) as server:
-        elevate = client(server.url, read_timeout=0.05)
-        for _ in range(3):
-            assert elevate.notify(SESSION).sent
-        held_back = elevate.notify(SESSION)
-        assert (held_back.kind, held_back.sent) == ("unavailable", False)
-        assert held_back.reason == "not sent: Elevate has timed out"
-        assert server.connections == 3
-        assert elevate.is_held_back("UK")
-        assert not elevate.is_held_back("SE")
-        assert elevate.notify(replace(SESSION, market="SE")).sent, "another market is not held back"
+@pytest.fixture
+def breaker(clock: Clock) -> Breaker:
+    return Breaker(clock)
 
 
-def test_a_failure_that_takes_as_long_as_a_time_out_counts_as_one() -> None:
-    """For example, a resolver that hangs: none of our time-outs bounds it."""
-    now = itertools.count(step=2)
-    with wire(answering(b"")) as server:
-        url = server.url
-    elevate = Elevate(Settings("table", "bus", url), clock=lambda: float(next(now)))
-    kinds = [elevate.notify(SESSION).reason.split(":")[0] for _ in range(3)]
-    assert kinds == ["NewConnectionError"] * 3
-    assert elevate.is_held_back("UK")
+def time_out(breaker: Breaker, *markets: str) -> None:
+    for market in markets:
+        breaker.timed_out(market)
 
 
-def test_quick_failures_do_not_open_the_breaker() -> None:
-    with wire(answering(http("503 Busy"))) as server:
-        elevate = client(server.url)
-        assert all(elevate.notify(SESSION).sent for _ in range(5))
-    # Now nothing listens there any more.
-    assert all(elevate.notify(SESSION).sent for _ in range(5))
-    assert elevate.notify(SESSION).reason.startswith("NewConnectionError")
+def held_back(breaker: Breaker, *markets: str) -> set[str]:
+    return {market for market in markets if not breaker.lets_through(market)}
 
 
-@pytest.mark.parametrize("answer", [NO_CONTENT, b""], ids=["answer", "failure"])
-def test_what_comes_at_once_between_time_outs_restarts_the_count(answer: bytes) -> None:
-    """Elevate or its network answers, so nobody waits in vain."""
-    quick = 2
-
-    def serve(connection: socket.socket, number: int) -> None:
-        read_request(connection)
-        if number == quick:
-            connection.sendall(answer)
-        else:
-            never(connection, number)
-
-    with wire(serve) as server:
-        elevate = client(server.url, read_timeout=0.05)
-        held_back = []
-        for _ in range(quick + 1 + TIMEOUTS):
-            elevate.notify(SESSION)
-            held_back.append(elevate.is_held_back("UK"))
-    assert held_back == [False] * (quick + TIMEOUTS) + [True]
-
-
-def test_one_caller_probes_after_the_pause_and_its_success_closes_the_breaker() -> None:
-    now = [1000.0]
-    breaker = Breaker(lambda: now[0])
-    for _ in range(3):
+def test_three_time_outs_in_a_row_hold_a_market_back_and_no_other(breaker: Breaker) -> None:
+    for _ in range(TIMEOUTS):
         assert breaker.lets_through("UK")
         breaker.timed_out("UK")
-    assert not breaker.lets_through("UK")
-    now[0] += 11
-    assert [breaker.lets_through("UK") for _ in range(4)] == [True, False, False, False]
-    breaker.timed_out("UK")
-    assert not breaker.lets_through("UK")
-    now[0] += 11
+    assert held_back(breaker, "UK", "SE") == {"UK"}
+
+
+def test_an_answer_restarts_a_markets_count(breaker: Breaker) -> None:
+    time_out(breaker, "UK", "UK")
+    breaker.answered("UK")
+    time_out(breaker, "UK", "UK")
+    assert not held_back(breaker, "UK")
+    time_out(breaker, "UK")
+    assert held_back(breaker, "UK")
+
+
+def test_another_markets_answer_does_not_restart_it(breaker: Breaker) -> None:
+    for _ in range(TIMEOUTS):
+        time_out(breaker, "UK")
+        breaker.answered("SE")
+    assert held_back(breaker, "UK", "SE") == {"UK"}
+
+
+def test_three_markets_without_an_answer_hold_all_back(breaker: Breaker) -> None:
+    """Callers may choose the market: eight ends of eight markets do not wait in turn."""
+    waited = 0
+    for market in "ABCDEFGH":
+        if breaker.lets_through(market):
+            waited += 1
+            breaker.timed_out(market)
+    assert waited == TIMEOUTS
+
+
+def test_an_answer_to_any_market_lets_all_others_through(breaker: Breaker) -> None:
+    time_out(breaker, "A", "B")
+    breaker.answered("D")
+    time_out(breaker, "C")
+    assert not held_back(breaker, "A", "B", "C", "D")
+    time_out(breaker, "A", "B")
+    assert held_back(breaker, "A", "D") == {"A", "D"}
+    breaker.answered("D")
+    assert not held_back(breaker, "A", "B", "C", "D")
+
+
+def test_one_caller_probes_after_each_pause_and_an_answer_ends_it(
+    breaker: Breaker, clock: Clock
+) -> None:
+    time_out(breaker, "UK", "UK", "UK")
+    for _ in range(2):
+        clock.turn(PAUSE)
+        assert [breaker.lets_through("UK") for _ in range(3)] == [True, False, False]
+        breaker.timed_out("UK")
+        assert held_back(breaker, "UK")
+    clock.turn(PAUSE)
     assert breaker.lets_through("UK")
     breaker.answered("UK")
-    assert all(breaker.lets_through("UK") for _ in range(4))
+    assert all(breaker.lets_through("UK") for _ in range(3))
 
 
-def test_many_functions_do_not_probe_in_step() -> None:
-    now = [1000.0]
-    breakers = [Breaker(lambda: now[0]) for _ in range(100)]
+def test_one_caller_of_any_market_probes_for_all(breaker: Breaker, clock: Clock) -> None:
+    time_out(breaker, "A", "B", "C")
+    clock.turn(PAUSE)
+    assert held_back(breaker, "D", "E", "F") == {"E", "F"}
+    time_out(breaker, "D")
+    assert held_back(breaker, "D", "E") == {"D", "E"}
+    clock.turn(PAUSE)
+    assert breaker.lets_through("E")
+    breaker.answered("E")
+    assert not held_back(breaker, "A", "D", "E")
+
+
+def test_many_functions_do_not_probe_in_step(clock: Clock) -> None:
+    breakers = [Breaker(clock) for _ in range(100)]
     for breaker in breakers:
-        for _ in range(TIMEOUTS):
-            breaker.timed_out("UK")
-    probing = []
-    for at in (0.49, 0.75, 1.01):
-        now[0] = 1000 + at * PAUSE
-        probing.append(sum(not breaker.is_open("UK") for breaker in breakers))
-    assert (probing[0], probing[2]) == (0, 100)
-    assert 10 < probing[1] < 90
+        time_out(breaker, *["UK"] * TIMEOUTS)
+    clock.turn(PAUSE / 2 - 0.1)
+    assert sum(breaker.lets_through("UK") for breaker in breakers) == 0
+    clock.turn(PAUSE / 4)
+    probing = [breaker for breaker in breakers if breaker.lets_through("UK")]
+    assert 10 < len(probing) < 90
+    clock.turn(PAUSE / 4 + 0.2)
+    assert all(breaker.lets_through("UK") for breaker in breakers if breaker not in probing)
+
+
+def test_what_is_remembered_is_bounded(breaker: Breaker) -> None:
+    """Beyond the bound the market that timed out longest ago is forgotten."""
+    time_out(breaker, "UK", "UK", "UK", "SE", "SE")
+    for number in range(REMEMBERED - 2):
+        time_out(breaker, f"M{number}")
+    time_out(breaker, "SE", "new")
+    breaker.answered("new")  # not all are held back any more
+    assert held_back(breaker, "UK", "SE") == {"SE"}

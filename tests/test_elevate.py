@@ -1,14 +1,11 @@
 """The end notification on real wires: what is sent, and the outcome of every answer or none."""
 
 import base64
-import datetime
-import email.utils
 import gzip
 import logging
 import signal
 import socket
 import textwrap
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,10 +15,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from emulated import Clock
 from sessions.dialects import STOREFRONT_V3, WEB_V2, Dialect
-from sessions.elevate import RETRY_AFTER_LIMIT, Elevate, query_of
+from sessions.elevate import RETRY_AFTER_LIMIT, query_of
 from sessions.session import Session
-from sessions.settings import Settings
 from wire import (
     NO_CONTENT,
     SESSION,
@@ -31,7 +28,6 @@ from wire import (
     http,
     never,
     read_request,
-    reset,
     wire,
 )
 
@@ -130,44 +126,6 @@ def test_outcome_of_a_status(status: str, kind: str) -> None:
     assert (outcome.kind, outcome.status) == (kind, int(status[:3]))
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        http("200 OK", b"thank you"),
-        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhalf",
-        b"HTTP/1.1 200 OK\r\n\r\nwithout a length",
-        b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nhello",
-        NO_CONTENT + b"a body all the same",
-        b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + NO_CONTENT,
-        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n" + NO_CONTENT,
-    ],
-    ids=[
-        *("200 with a body", "200 with half a body", "200 until closed"),
-        *("chunked 204", "chunked 204 that ends", "204 with a length", "204 with a body"),
-        *("early hints", "several interim answers"),
-    ],
-)
-def test_a_success_is_delivered_whatever_comes_with_it(answer: bytes) -> None:
-    """And what comes with it is not taken for the next session's answer."""
-
-    def serve(connection: socket.socket, number: int) -> None:
-        read_request(connection)
-        connection.sendall(answer if number == 0 else http("400 Bad Request"))
-        never(connection, number)
-
-    with wire(serve) as server:
-        elevate = client(server.url, read_timeout=5)
-        started = time.monotonic()
-        assert elevate.notify(SESSION).kind == "delivered"
-        assert time.monotonic() - started < 4, "must be delivered at once, not after the time-out"
-        if server.connections == 1 and answer.endswith(NO_CONTENT):
-            return  # a whole answer: its connection may be used again
-        assert elevate.notify(SESSION).kind == "rejected"
-        assert server.connections == 2
-
-
 def test_a_redirect_is_not_followed() -> None:
     with wire(answering(NO_CONTENT)) as elsewhere:
         outcome = after(http("307 Temporary Redirect", b"", f"Location: {elsewhere.url}/x"))
@@ -199,6 +157,12 @@ def quoted() -> Iterator[Callable[[bytes, Session], str]]:
         yield quote
 
 
+def test_a_reason_is_one_line(quoted: Callable[[bytes, Session], str]) -> None:
+    """Elevate must not be able to break the lines of a log."""
+    body = b" the market\r\n\tis  not\xc2\x85\x0b known\xe2\x80\xa8 here\n"
+    assert quoted(body, SESSION) == "the market is not known here"
+
+
 def test_plain_words_are_quoted_and_nothing_else(
     quoted: Callable[[bytes, Session], str],
 ) -> None:
@@ -225,8 +189,8 @@ def test_the_reason_is_not_cut_within_a_character(
     quoted: Callable[[bytes, Session], str],
 ) -> None:
     """An ellipsis is three bytes long."""
-    reasons = [quoted(b"a" + b" " * spaces + b"1 " * 1000, SESSION) for spaces in (1, 2, 3, 4)]
-    assert all(set(reason) == set("a …") for reason in reasons)
+    reasons = [quoted(b"x" * length + b" 1" * 1000, SESSION) for length in (1, 2, 3, 4)]
+    assert all(set(reason) == set("x …") for reason in reasons)
 
 
 def letter_by_letter(pattern: str) -> Callable[[str], str]:
@@ -309,29 +273,56 @@ def test_no_key_makes_quoting_slow(quoted: Callable[[bytes, Session], str], key:
     [
         ("7", 7),
         ("0", 0),
+        ("1.5", 2),
+        ("600.0", 600),
+        ("0.0", 0),
+        ("00007", 7),
+        ("900.1", RETRY_AFTER_LIMIT),
         ("999999999", RETRY_AFTER_LIMIT),
+        ("9" * 100, RETRY_AFTER_LIMIT),
+        ("9" * 60_000, None),
+        ("1." + "9" * 60_000, None),
         ("-5", None),
+        ("-0.5", None),
+        ("+5", None),
+        (".5", None),
+        ("5.", None),
+        ("1,5", None),
+        ("1_0", None),
+        ("nan", None),
+        ("inf", None),
+        ("infinity", None),
         ("soon", None),
         ("1e9", None),
+        ("0x10", None),
         ("", None),
         ("²", None),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        ("Fri, 23 Nov 2001 12:00:00 GMT", 0),
+        ("Fri, 23 Nov 2001 11:59:59 GMT", 0),
+        ("Fri, 23 Nov 2001 12:01:00 GMT", 60),
+        ("Friday, 23-Nov-01 12:01:00 GMT", 60),
         ("Fri, 31 Dec 9999 23:59:59 GMT", RETRY_AFTER_LIMIT),
         ("Fri, 99 Dec 2001 23:59:59 GMT", None),
     ],
 )
-def test_retry_after_is_honoured_within_bounds(header: str, seconds: int | None) -> None:
-    answer = http("503 Service Unavailable").replace(
-        b"Content-Length: 0", b"Content-Length: 0\r\nRetry-After: " + header.encode()
-    )
-    assert after(answer).retry_after == seconds
+def test_retry_after_is_honoured_within_bounds(
+    header: str, seconds: int | None, clock: Clock
+) -> None:
+    answer = http("503 Busy", b"", f"Retry-After: {header} ")
+    assert after(answer, wall_clock=clock).retry_after == seconds
 
 
-def test_retry_after_may_be_a_date() -> None:
-    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)
-    date = email.utils.format_datetime(soon, usegmt=True)
-    outcome = after(http("503 Service Unavailable", b"", f"Retry-After: {date}"))
-    assert outcome.retry_after in range(50, 61)
+def test_seconds_until_a_date_are_rounded_up(clock: Clock) -> None:
+    clock.turn(0.4)
+    answer = http("503 Busy", b"", "Retry-After: Fri, 23 Nov 2001 12:01:00 GMT")
+    assert after(answer, wall_clock=clock).retry_after == 60
+
+
+@given(st.lists(st.sampled_from([*"0123456789 ,.:;+-()²", "Fri", "Nov", "GMT", "am"]), max_size=30))
+def test_no_retry_after_raises(header: list[str]) -> None:
+    answer = http("503 Busy", b"", "Retry-After: " + "".join(header))
+    retry_after = after(answer).retry_after
+    assert retry_after is None or 0 <= retry_after <= RETRY_AFTER_LIMIT
 
 
 # -- the outcome of no answer -------------------------------------------------------------------
@@ -360,8 +351,8 @@ def test_what_is_not_an_answer_is_unavailable(answer: bytes) -> None:
 
 @given(st.binary(max_size=300))
 def test_no_answer_whatsoever_raises(answer: bytes) -> None:
-    after(answer, read_timeout=0.05)
-    after(b"HTTP/1.1 400 Bad\r\n" + answer, read_timeout=0.05)
+    after(answer)
+    after(b"HTTP/1.1 400 Bad\r\n" + answer)
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "400 Bad Request", "503 Busy"])
@@ -375,27 +366,50 @@ def test_an_outcome_has_the_time_that_elevate_took(status: str) -> None:
         connection.sendall(f"HTTP/1.1 {status}\r\n\r\n".encode())
 
     with wire(serve) as server:
-        outcome = Elevate(Settings("table", "bus", server.url), lambda: now).notify(SESSION)
+        outcome = client(server.url, clock=lambda: now).notify(SESSION)
     assert (outcome.latency_ms, outcome.reason) == (123.4, "")
 
 
-def test_refused_connections_and_unknown_hosts_are_unavailable() -> None:
-    with wire(answering()) as server:
-        server.close()
-        reason = client(server.url).notify(SESSION).reason
-    assert reason == "NewConnectionError: ConnectionRefusedError", "the error and its cause"
-    assert client("http://elevate.invalid").notify(SESSION).kind == "unavailable"
+@pytest.fixture
+def nobody() -> str:
+    """Return an address where nothing listens."""
+    with wire(never) as server:
+        return server.url
 
 
-def test_a_reset_is_unavailable() -> None:
+def test_refused_connections_and_unknown_hosts_are_unavailable(nobody: str) -> None:
+    refused = client(nobody).notify(SESSION)
+    assert (refused.kind, refused.timed_out) == ("unavailable", False)
+    assert refused.reason == "NewConnectionError: ConnectionRefusedError", "the error and its cause"
+    unknown = client("http://elevate.invalid").notify(SESSION)
+    assert (unknown.kind, unknown.timed_out) == ("unavailable", False)
+    assert unknown.reason.startswith("NameResolutionError")
+
+
+@pytest.mark.parametrize(("seconds", "timed_out"), [(0.9, False), (1.1, True)])
+def test_a_failure_that_takes_longer_than_connecting_may_counts_as_a_time_out(
+    seconds: float, timed_out: bool, nobody: str, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    """For example, the name is looked up for long: none of our time-outs bounds that."""
+
+    def look_up(*_: object, **__: object) -> None:
+        clock.turn(seconds)
+        raise socket.gaierror("unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    outcome = client(nobody, clock=clock, connect_timeout=1).notify(SESSION)
+    assert (outcome.kind, outcome.timed_out) == ("unavailable", timed_out)
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "400 Bad Request", "503 Busy"])
+def test_an_answer_is_no_time_out_however_late(status: str, clock: Clock) -> None:
     def serve(connection: socket.socket, number: int) -> None:
         read_request(connection)
-        connection.sendall(b"HTTP/1.1 200 OK\r\n")
-        reset(connection)
+        clock.turn(3600)
+        connection.sendall(http(status))
 
     with wire(serve) as server:
-        assert client(server.url).notify(SESSION).kind == "unavailable"
-        assert server.connections == 1, "after a partial answer it is not sent again"
+        assert not client(server.url, clock=clock).notify(SESSION).timed_out
 
 
 # -- privacy -----------------------------------------------------------------------------------

@@ -2,8 +2,12 @@
 
 import contextlib
 import socket
+import ssl
+import subprocess
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from sessions.dialects import WEB_V2, Dialect
@@ -17,6 +21,10 @@ SESSION = Session(
     customer_key="d9528030-509c-4e0f-b585-7168f1e9feca",
 )
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
+
+# Time-outs (seconds): where an answer comes, and where none ever does.
+PATIENCE = 60.0
+SOON = 0.2
 
 
 class Wire:
@@ -39,6 +47,8 @@ class Wire:
 
     def _run(self, connection: socket.socket, number: int) -> None:
         with connection, contextlib.suppress(OSError):
+            # What is sent arrives at once, even behind what the client has not acknowledged.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._serve(connection, number)
 
     def close(self) -> None:
@@ -76,9 +86,16 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
-def client(url: str, dialect: Dialect = WEB_V2, **changes: Any) -> Elevate:
-    changes = {"connect_timeout": 0.5, "read_timeout": 0.3} | changes
-    return Elevate(Settings("table", "bus", url, dialect=dialect, **changes))
+def client(
+    url: str,
+    dialect: Dialect = WEB_V2,
+    clock: Callable[[], float] = time.monotonic,
+    wall_clock: Callable[[], float] = time.time,
+    **changes: Any,
+) -> Elevate:
+    """Return a client that waits for as long as a busy machine may take."""
+    changes = {"connect_timeout": PATIENCE, "read_timeout": PATIENCE} | changes
+    return Elevate(Settings("table", "bus", url, dialect=dialect, **changes), clock, wall_clock)
 
 
 def answering(*answers: bytes) -> Callable[[socket.socket, int], None]:
@@ -98,24 +115,51 @@ def after(answer: bytes, **changes: Any) -> Outcome:
         return client(server.url, **changes).notify(SESSION)
 
 
+def self_signed(folder: Path) -> Path:
+    """Return a new certificate with its key, for localhost."""
+    path = folder / "localhost.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(path), "-out", "/dev/stdout"]
+    made = subprocess.run([*command.split(), *names], check=True, capture_output=True, text=True)
+    path.write_text(path.read_text() + made.stdout)
+    return path
+
+
+def over_tls(certificate: Path, *answers: bytes) -> Callable[[socket.socket, int], None]:
+    """Give these answers over TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    def serve(connection: socket.socket, number: int) -> None:
+        with context.wrap_socket(connection, server_side=True) as secured:
+            answering(*answers)(secured, number)
+
+    return serve
+
+
+def secure(url: str) -> str:
+    """Return a Wire's URL as one that the certificate is for."""
+    return url.replace("http://127.0.0.1", "https://localhost")
+
+
 def http(status: str, body: bytes = b"", *headers: str) -> bytes:
     head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
 
 def never(connection: socket.socket, number: int) -> None:
+    """Take requests and answer none, until the client has left."""
     while read_request(connection):
         pass
 
 
-def drip(data: Iterable[bytes]) -> Callable[[socket.socket, int], None]:
-    """Send a byte now and then: each arrives in time, the whole never does."""
-
-    def serve(connection: socket.socket, number: int) -> None:
-        read_request(connection)
-        left = threading.Event()
-        for piece in data:
-            connection.sendall(piece)
-            left.wait(0.02)
-
-    return serve
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """Listen with a full queue, which takes no connection and refuses none."""
+    with contextlib.ExitStack() as open_:
+        full = open_.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            waiting = open_.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        yield full.getsockname()[1]

@@ -1,20 +1,25 @@
 """The end notification: one POST to Elevate, and what comes of it."""
 
-import http.client
 import logging
+import math
 import re
+import threading
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import Any
 from urllib.parse import quote, urlsplit
 
-from urllib3 import BaseHTTPResponse, Timeout
-from urllib3.exceptions import HTTPError, NewConnectionError
-from urllib3.exceptions import TimeoutError as Urllib3TimeoutError
-from urllib3.util.ssl_ import create_urllib3_context
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout, connection_from_url
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NewConnectionError,
+    ReadTimeoutError,
+)
+from urllib3.util import create_urllib3_context
 
-from sessions.breaker import Breaker
-from sessions.connection import pool_of
 from sessions.dialects import Dialect
 from sessions.session import Outcome, Session
 from sessions.settings import Settings
@@ -22,11 +27,18 @@ from sessions.settings import Settings
 # urllib3 writes URLs, and so keys, into its own debug and warning lines.
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
+# Connections are used again within this time of the last use, and until they are that old
+# (seconds): servers close idle ones after some 5 s, and the host's name may lead elsewhere by then.
+POOL_IDLE = 4.0
+POOL_AGE = 60.0
+
 # Answers that say "not now" rather than "never". Elevate documents none of 408, 425 and 429.
 _TEMPORARY = {408, 425, 429}
 
-# The longest Retry-After that is honoured (seconds).
+# The longest Retry-After that is honoured (seconds), and that is read (characters).
 RETRY_AFTER_LIMIT = 15 * 60
+_RETRY_AFTER_LENGTH = 100
+_DECIMAL = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 # Elevate's answers carry no body worth more than this (bytes); the rest is not read.
 _REASON_BYTES = 1024
@@ -42,73 +54,87 @@ _WORD = re.compile(
 
 
 class Elevate:
-    """A client of one cluster, to be shared by all threads."""
+    """A client of one cluster, to be shared by all threads.
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        options = {}
-        if settings.elevate_url.startswith("https:"):
+    `clock` gives monotonic seconds, `wall_clock` epoch seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        url = urlsplit(settings.elevate_url)
+        options: dict[str, Any] = {}
+        if url.scheme == "https":
             # One for all connections: to load the certificates costs far more than a notification.
             options["ssl_context"] = create_urllib3_context()
             options["ssl_context"].load_default_certs()
-        self._pool = pool_of(
+        self._new_pool = partial(
+            connection_from_url,
             settings.elevate_url,
             maxsize=settings.concurrency,
             timeout=Timeout(connect=settings.connect_timeout, read=settings.read_timeout),
-            # All other retrying is the registry's due time; connection.py has the one exception.
-            retries=False,
+            retries=False,  # the registry's due time is the one owner of retries
             headers={"Content-Type": "application/json", "User-Agent": "elevate-sessions"},
             **options,
         )
         self._connect_timeout = settings.connect_timeout
         self._dialect = settings.dialect
-        self._path = urlsplit(settings.elevate_url).path + settings.dialect.path
+        self._path = url.path + settings.dialect.path
         self._clock = clock
-        self._breaker = Breaker(clock)
-
-    def is_held_back(self, market: str) -> bool:
-        """Return whether a market's notifications are held back because Elevate has timed out."""
-        return self._breaker.is_open(market)
+        self._wall_clock = wall_clock
+        self._lock = threading.Lock()
+        self._pool = self._new_pool()
+        self._made = self._used = clock(), wall_clock()
 
     def notify(self, session: Session) -> Outcome:
         """Send one end notification and return what came of it; never raises because of Elevate."""
-        if not self._breaker.lets_through(session.market):
-            return Outcome("unavailable", reason="not sent: Elevate has timed out", sent=False)
         started = self._clock()
         try:
-            response = self._pool.urlopen(
+            response = self._living_pool().urlopen(
                 "POST",
                 f"{self._path}?{query_of(session, self._dialect)}",
                 redirect=False,
                 preload_content=False,
                 decode_content=False,
             )
-        except (HTTPError, http.client.HTTPException, OSError) as error:
+        except HTTPError as error:
             latency = self._clock() - started
             # Looking up the name has no time-out, but may cost the caller as much as one.
-            if _is_time_out(error) or latency > self._connect_timeout:
-                self._breaker.timed_out(session.market)
-            else:
-                self._breaker.answered(session.market)
-            return Outcome("unavailable", None, _describe(error), None, _ms(latency))
-        self._breaker.answered(session.market)
+            timed_out = _is_time_out(error) or latency > self._connect_timeout
+            reason = _describe(error)
+            return Outcome("unavailable", None, reason, None, _ms(latency), timed_out=timed_out)
         return self._outcome(response, session, started)
+
+    def _living_pool(self) -> HTTPConnectionPool:
+        """Return the pool, or a new one if the old one's connections may have died unnoticed.
+
+        They do while Lambda has frozen the function, which stops the monotonic clock; the wall
+        clock may be set back. So whichever says more counts.
+        """
+        with self._lock:
+            now = self._clock(), self._wall_clock()
+            if _elapsed(self._used, now) > POOL_IDLE or _elapsed(self._made, now) > POOL_AGE:
+                # The old pool is let go, not closed: a thread that has just got it would meet
+                # ClosedPoolError. urllib3 closes a pool's idle connections when nobody refers to
+                # it any more (weakref.finalize in HTTPConnectionPool.__init__, 2.8.0), and each
+                # call and each answer under way does.
+                self._pool, self._made = self._new_pool(), now
+            self._used = now
+            return self._pool
 
     def _outcome(self, response: BaseHTTPResponse, session: Session, started: float) -> Outcome:
         """Return what an answer means. Its status decides; its body only adds a reason."""
-        status = response.status
-        if 200 <= status < 300:
-            _finish(response)
-            return Outcome("delivered", status, "", None, _ms(self._clock() - started))
-        try:
-            body = response.read(_READ_BYTES)
-        except (HTTPError, OSError):
-            body = b""
-        _finish(response)
-        reason = _quoted(body, session)
+        status, body = response.status, _first_bytes(response)
         latency_ms = _ms(self._clock() - started)
+        if 200 <= status < 300:
+            return Outcome("delivered", status, "", None, latency_ms)
+        reason = _quoted(body, session)
         if 400 <= status < 500 and status not in _TEMPORARY:
             return Outcome("rejected", status, reason, None, latency_ms)
-        retry_after = _seconds(response.headers.get("Retry-After"))
+        retry_after = _seconds(response.headers.get("Retry-After"), self._wall_clock())
         return Outcome("unavailable", status, reason, retry_after, latency_ms)
 
 
@@ -117,7 +143,7 @@ def query_of(session: Session, dialect: Dialect) -> str:
     arguments = {
         "market": session.market,
         "customerKey": session.customer_key,
-        "sessionKey": session.session_key,
+        "sessionKey": session.given_key or session.session_key,
         "userContext": session.user_context if dialect.sends_context else None,
     }
     return "&".join(
@@ -127,30 +153,49 @@ def query_of(session: Session, dialect: Dialect) -> str:
     )
 
 
-def _finish(response: BaseHTTPResponse) -> None:
-    """Give the connection back to its pool if the answer is over; else close it.
+def _first_bytes(response: BaseHTTPResponse) -> bytes:
+    """Return what one read gives of an answer's body; keep its connection, or close it.
 
-    What an answer leaves unread must not be the next notification's answer.
+    A connection whose answer was read to its end is urllib3's again. Any other is closed, for what
+    is left of an answer, or comes where none belongs, would be taken for the next one.
     """
-    announced = response.status == 204 and response.headers.get("Content-Length", "0") != "0"
-    if response.length_remaining != 0 or announced or "Transfer-Encoding" in response.headers:
+    status, headers = response.status, response.headers
+    is_over = (
+        response.length_remaining == 0  # always said of a 204
+        and headers.get("Content-Length", "0") == "0"
+        and "Transfer-Encoding" not in headers
+    )
+    try:
+        # A success is not kept waiting for its body. An interim answer (103) has another behind it.
+        if status >= 300 or (status >= 200 and is_over):
+            return response.read1(_READ_BYTES)
+        return b""
+    except HTTPError:
+        return b""
+    finally:
         response.close()
-    else:
-        response.drain_conn()
 
 
-def _seconds(retry_after: str | None) -> int | None:
-    """Return a Retry-After header (seconds or HTTP date) as seconds within bounds, if readable."""
-    if retry_after is None:
+def _elapsed(since: tuple[float, float], now: tuple[float, float]) -> float:
+    return max(now[0] - since[0], now[1] - since[1])
+
+
+def _seconds(retry_after: str | None, now: float) -> int | None:
+    """Return a Retry-After header (seconds or HTTP date) as seconds within bounds, if readable.
+
+    They are rounded up, for Elevate asked for no less. `now` is in epoch seconds.
+    """
+    text = (retry_after or "").strip()
+    if len(text) > _RETRY_AFTER_LENGTH:
         return None
     try:
-        if retry_after.strip().isdecimal():
-            seconds = float(retry_after)
+        if _DECIMAL.fullmatch(text):
+            seconds = float(text)
         else:
-            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+            seconds = parsedate_to_datetime(text).timestamp() - now
     except (ValueError, OverflowError):
         return None
-    return int(min(max(seconds, 0), RETRY_AFTER_LIMIT))
+    return math.ceil(min(max(seconds, 0), RETRY_AFTER_LIMIT))
 
 
 def _quoted(body: bytes, session: Session) -> str:
@@ -164,17 +209,19 @@ def _quoted(body: bytes, session: Session) -> str:
         return _WITHHELD if body else ""
     text = body.decode("utf-8", "replace")
     text = _TOKEN.sub(lambda token: token[0] if _WORD.fullmatch(token[0]) else "…", text)
-    return text.encode()[:_REASON_BYTES].decode("utf-8", "ignore").strip()
+    # In one line, whatever the body held.
+    text = " ".join(text.split())
+    return text.encode()[:_REASON_BYTES].decode("utf-8", "ignore")
 
 
-def _is_time_out(error: Exception) -> bool:
-    # urllib3 counts refused connections and unknown names among its time-outs.
-    return isinstance(error, (TimeoutError, Urllib3TimeoutError)) and not isinstance(
+def _is_time_out(error: HTTPError) -> bool:
+    # urllib3 counts refused connections and unknown names among its connect time-outs.
+    return isinstance(error, (ConnectTimeoutError, ReadTimeoutError)) and not isinstance(
         error, NewConnectionError
     )
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: HTTPError) -> str:
     """Name the error and its cause by type: messages may hold the URL, and so the keys."""
     cause = error.__cause__ or error.__context__
     names = [type(error).__name__] + ([type(cause).__name__] if cause else [])

@@ -68,9 +68,9 @@ class Ending:
         self._settings = settings
         self._registry = registry
         self._elevate = elevate
-        self._breaker = Breaker()
         self._telemetry = telemetry
         self._clock = clock
+        self._breaker = Breaker(clock)
 
     def track(self, activity: Activity) -> Literal["tracked", "reopened", "over"]:
         """Note that a session is alive; see Registry.track. Raises RegistryUnavailable."""
