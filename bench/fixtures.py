@@ -20,6 +20,7 @@ from sessions.elevate import Elevate
 from sessions.session import Session
 from sessions.settings import Settings
 
+OURS = ROOT / "src"
 YARDSTICK = ROOT / "bench" / "yardstick"
 PLAIN, LEAN = YARDSTICK / "plain", YARDSTICK / "lean"
 
