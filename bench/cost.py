@@ -12,8 +12,8 @@ from fixtures import event, new_sessions, notification
 from local.interface import interface
 from local.stack import Stack
 from registry_table import template
-from results import Result, at_most, info
-from works import ASSUMED, LIST, PRICES, Work, stored, tracking_units
+from results import Part, Result, at_most, info
+from works import ASSUMED, LIST, PRICES, Work, stored, tracking_units, works
 
 MONTH = 730 * 60 * 60  # seconds
 TICKS = MONTH // 60
@@ -30,8 +30,9 @@ VIEWS = (5, 10, 30)
 type Parts = dict[str, float]
 
 
-def cost(done: dict[str, Work], metrics: set[tuple[str, ...]], stack: Stack) -> list[Result]:
-    """Price each entrance, the lean and plain builds, an API destination, and a month."""
+def cost(stack: Stack) -> list[Part]:
+    """Price each entrance, the lean and plain builds, an API destination, a month, and tracking."""
+    done, metrics = works(stack)
     answer = {"answer to the caller": _sent(ASSUMED["api_answer_bytes"])}
     post = {"notification": _sent(len(notification()) + ASSUMED["packet_bytes"])}
     kept = {"DynamoDB storage": _stored(*stored(stack))}
@@ -60,10 +61,11 @@ def cost(done: dict[str, Work], metrics: set[tuple[str, ...]], stack: Stack) -> 
         _sum("ends by an EventBridge API destination", one | {"calls": destination} | post),
         *_fixed(done["idle"], len(metrics)),
         *_optional(),
+        _tracking(done),
     ]
 
 
-def tracking(done: dict[str, Work]) -> Table:
+def _tracking(done: dict[str, Work]) -> Table:
     """Return what tracking costs, by sessions a month and their page views."""
     table = Table(
         "sessions a month",
