@@ -37,8 +37,8 @@ mutate: $(VENV)/installed ## List changes of the code that no test notices (MODU
 verify: $(VENV)/installed ## Break everything under load, then count what was lost (N=2000, SEED=…)
 	@PYTHONPATH=src $(BIN)/python -m local.verify $(N) $(if $(SEED),--seed $(SEED))
 
-bench: $(VENV)/installed ## Measure beside what you would use instead (N=10000: growth up to there only)
-	@PYTHONPATH=.:src:tests $(BIN)/python bench/bench.py $(N)
+bench: $(VENV)/installed ## Measure beside what you would use instead (PART=sweep; N=10000: growth up to there)
+	@PYTHONPATH=.:src:tests $(BIN)/python bench/bench.py $(if $(PART),--part $(PART)) $(N)
 
 OPERATE = PYTHONPATH=src $(BIN)/python -m ops.operate
 # Keys may hold anything: make leaves them as they are, the shell gets them from its environment.

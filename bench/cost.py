@@ -12,8 +12,8 @@ from fixtures import event, new_sessions, notification
 from local.interface import interface
 from local.stack import Stack
 from registry_table import template
-from results import Result, at_most, info
-from works import ASSUMED, DEFAULTS, LIST, PRICES, Work, stored_bytes, tracking_units
+from results import Part, Result, at_most, info
+from works import ASSUMED, LIST, PRICES, Work, stored, tracking_units, works
 
 MONTH = 730 * 60 * 60  # seconds
 TICKS = MONTH // 60
@@ -30,11 +30,12 @@ VIEWS = (5, 10, 30)
 type Parts = dict[str, float]
 
 
-def cost(done: dict[str, Work], metrics: set[tuple[str, ...]], stack: Stack) -> list[Result]:
-    """Price each entrance, the lean and plain builds, an API destination, and a month."""
+def cost(stack: Stack) -> list[Part]:
+    """Price each entrance, the lean and plain builds, an API destination, a month, and tracking."""
+    done, metrics = works(stack)
     answer = {"answer to the caller": _sent(ASSUMED["api_answer_bytes"])}
     post = {"notification": _sent(len(notification()) + ASSUMED["packet_bytes"])}
-    kept = {"DynamoDB storage": _stored(stored_bytes(stack))}
+    kept = {"DynamoDB storage": _stored(*stored(stack))}
     api = {"API Gateway": GATEWAY} | answer
     one = {"EventBridge": _event(1)}
     some = {"EventBridge": _event(LIST) / LIST}
@@ -59,11 +60,12 @@ def cost(done: dict[str, Work], metrics: set[tuple[str, ...]], stack: Stack) -> 
         _sum("ends by API, plain", api | ends("plain")),
         _sum("ends by an EventBridge API destination", one | {"calls": destination} | post),
         *_fixed(done["idle"], len(metrics)),
-        *_optional(done),
+        *_optional(),
+        _tracking(done),
     ]
 
 
-def tracking(done: dict[str, Work]) -> Table:
+def _tracking(done: dict[str, Work]) -> Table:
     """Return what tracking costs, by sessions a month and their page views."""
     table = Table(
         "sessions a month",
@@ -107,7 +109,7 @@ def _units(done: dict[str, Work]) -> list[Result]:
         ),
         at_most("cost: write units of an end by sweep", done["swept"].units["writes"], 3),
         at_most("cost: read units of an end by sweep", done["swept"].units["reads"], 0.05),
-        at_most("cost: read units of an idle sweep", done["idle"].units["reads"], 16),
+        at_most("cost: read units of an idle sweep", done["idle"].units["reads"], 4),
         at_most("cost: write units of a new track", done["track"].units["writes"], 2),
         at_most("cost: write units of a track, due time moves", done["moved"].units["writes"], 3),
         at_most("cost: write units of a track within the slack", done["slack"].units["writes"], 1),
@@ -146,18 +148,12 @@ def _fixed(idle: Work, metrics: int) -> list[Result]:
 _METHODS = {"get", "put", "post", "options"}
 
 
-def _optional(done: dict[str, Work]) -> list[Result]:
+def _optional() -> list[Result]:
     """Price what a failure or a parameter adds."""
-    prices = PRICES["lambda"]
-    memory = {name: done[name].size.memory / 1024 for name in ("end", "track", "idle")}
-    cached = sum(memory.values()) * MONTH * prices["snapstart_cached_gb_second"]
-    restored = memory["end"] * prices["snapstart_restored_gb"]
     messages = DEAD_LETTER_REQUESTS * PRICES["sqs"]["million_requests"]
     return [
         info("cost: $ a million dead-letter messages, SQS", messages),
         info("cost: $ a million traces, X-Ray", PRICES["xray"]["million_traces"]),
-        info("cost: $ a month, SnapStart, one version of each function", cached),
-        info("cost: $ a million cold starts of the end function, SnapStart", restored * 1e6),
         info("cost: $ a month, a KMS key of yours", PRICES["kms"]["key_month"]),
     ]
 
@@ -177,9 +173,9 @@ def _sent(count: int) -> float:
     return count / 1000 * float(PRICES["transfer"]["out_gb"])
 
 
-def _stored(count: int) -> float:
+def _stored(count: int, seconds: float) -> float:
     """Return what a million rows of so many bytes cost until they are deleted."""
-    months = DEFAULTS.retention / (30 * 24 * 60 * 60)
+    months = seconds / (30 * 24 * 60 * 60)
     price = PRICES["dynamodb"]["storage_gb_month"] + PRICES["dynamodb"]["recovery_gb_month"]
     return float((count + ASSUMED["item_overhead_bytes"]) / 1000 * months * price)
 

@@ -1,10 +1,10 @@
-"""A DynamoDB that answers at once and accepts everything, so that only its callers are measured.
+"""A DynamoDB that accepts everything, so that only its callers are measured: `… LATENCY_MS`.
 
 The emulator spends more time on a statement than the sweep does on a session; it would be the
-bottleneck of any caller. A table called `due-1000` holds 1,000 due sessions, in eight shards;
-`due-1000-200` holds 200 more in the last of all shards, to warm up with. What it answers is fixed;
-what a registry must refuse is tested elsewhere. DescribeTable shows, as `ItemCount`, how many other
-calls there have been.
+bottleneck of any caller. This one answers each call after its latency, however many there are at
+once. A table called `due-1000` holds 1,000 due sessions, in all shards; in `due-1000-200` the last
+shard holds 200 others, to warm up with. What it answers is fixed; what a registry must refuse is
+tested elsewhere. DescribeTable shows, as `ItemCount`, how many other calls there have been.
 """
 
 import asyncio
@@ -15,12 +15,14 @@ import time
 import uuid
 import zlib
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 SHARDS = 8
-WARM_UP_SHARD = 31
 SCAN_PAGE = 2000  # about the megabyte that DynamoDB returns at most
+
+# What an update sets, or sets if it is missing, and the name of the value.
+_SET = re.compile(r"([#\w]+) = (?:if_not_exists\([#\w]+, )?(:\w+)")
 
 _calls: Counter[str] = Counter()
 
@@ -28,7 +30,8 @@ _calls: Counter[str] = Counter()
 class Connection(asyncio.Protocol):
     """One client's connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, latency: float) -> None:
+        self._latency = latency
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -48,13 +51,16 @@ class Connection(asyncio.Protocol):
             self._received = self._received[end + 4 + length :]
             operation = re.search(rb"dynamodb_20120810\.(\w+)", head)[1]  # type: ignore[index]
             answer = _answer(operation.decode(), body)
-            self._transport.write(
+            answer = (
                 b"HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.0\r\n"
                 b"x-amzn-RequestId: 00000000-0000-0000-0000-000000000000\r\n"
-                b"x-amz-crc32: %d\r\nContent-Length: %d\r\n\r\n"
-                % (zlib.crc32(answer), len(answer))
-                + answer
-            )
+                b"x-amz-crc32: %d\r\nContent-Length: %d\r\n\r\n" % (zlib.crc32(answer), len(answer))
+            ) + answer
+            if self._latency:
+                loop = asyncio.get_running_loop()
+                loop.call_later(self._latency, self._transport.write, answer)
+            else:
+                self._transport.write(answer)
 
 
 def _answer(operation: str, body: bytes) -> bytes:
@@ -67,16 +73,10 @@ def _answer(operation: str, body: bytes) -> bytes:
             return _accepted(body.count(b'"Statement"'))
         case "query":
             asked = json.loads(body)
-            shard: int | None = int(asked["ExpressionAttributeValues"][":shard"]["N"])
-            start = int(asked.get("ExclusiveStartKey", {}).get("start", {}).get("N", 0))
-            count, warm_up = _counts(asked)
-            if shard == WARM_UP_SHARD:
-                count, shard = warm_up, None
-            return _page(count, shard, start, asked.get("Limit", SCAN_PAGE))
+            shard = int(asked["ExpressionAttributeValues"][":shard"]["N"])
+            return _page(asked, range(shard, shard + 1))
         case "scan":
-            asked = json.loads(body)
-            start = int(asked.get("ExclusiveStartKey", {}).get("start", {}).get("N", 0))
-            return _page(_counts(asked)[0], None, start, SCAN_PAGE)
+            return _page(json.loads(body), range(SHARDS))
         case "updateitem":
             return _updated(json.loads(body))
         case _:
@@ -84,17 +84,17 @@ def _answer(operation: str, body: bytes) -> bytes:
 
 
 def _updated(asked: dict[str, Any]) -> bytes:
-    """Return the new row, as far as the update's values have the names of attributes."""
-    if asked.get("ReturnValues") != "ALL_NEW":
-        return b"{}"
-    values = asked["ExpressionAttributeValues"]
-    row = asked["Key"] | {name.lstrip(":"): value for name, value in values.items()}
-    return json.dumps({"Attributes": row}).encode()
-
-
-def _counts(asked: dict[str, Any]) -> tuple[int, int]:
-    count, *warm_up = asked["TableName"].split("-")[1:]
-    return int(count), int(*warm_up)
+    """Return what an update of a row that was not there returns."""
+    answer: dict[str, Any] = {}
+    if asked.get("ReturnValues") == "ALL_NEW":
+        names = asked.get("ExpressionAttributeNames", {})
+        values = asked["ExpressionAttributeValues"]
+        sets = _SET.findall(asked["UpdateExpression"])
+        row = {names.get(name, name): values[value] for name, value in sets}
+        answer["Attributes"] = asked["Key"] | row
+    if asked.get("ReturnConsumedCapacity", "NONE") != "NONE":
+        answer["ConsumedCapacity"] = {"TableName": asked["TableName"], "CapacityUnits": 1}
+    return json.dumps(answer).encode()
 
 
 @cache
@@ -102,36 +102,46 @@ def _accepted(statements: int) -> bytes:
     return json.dumps({"Responses": [{"TableName": "due"}] * statements}).encode()
 
 
+def _page(asked: dict[str, Any], shards: range) -> bytes:
+    start = int(asked.get("ExclusiveStartKey", {}).get("start", {}).get("N", 0))
+    return _items(asked["TableName"], shards, start, start + asked.get("Limit", SCAN_PAGE))
+
+
 @cache
-def _page(count: int, shard: int | None, start: int, limit: int) -> bytes:
-    rows = _rows(count)
-    mine = rows if shard is None else rows[shard::SHARDS] if 0 <= shard < SHARDS else []
-    answer: dict[str, Any] = {"Items": mine[start : start + limit]}
-    if start + limit < len(mine):
-        answer["LastEvaluatedKey"] = {"start": {"N": str(start + limit)}}
+def _items(table: str, shards: range, start: int, stop: int) -> bytes:
+    found = [row for shard in shards for row in _shards(table).get(shard, [])]
+    answer: dict[str, Any] = {"Items": found[start:stop]}
+    if stop < len(found):
+        answer["LastEvaluatedKey"] = {"start": {"N": str(stop)}}
     return json.dumps(answer).encode()
 
 
 @cache
-def _rows(count: int) -> list[dict[str, Any]]:
+def _shards(table: str) -> dict[int, list[dict[str, Any]]]:
+    """Return a table's rows by shard."""
+    count, *warm_up = map(int, table.split("-")[1:])
+    spread = SHARDS - len(warm_up)
+    sizes = [*(len(range(shard, count, spread)) for shard in range(spread)), *warm_up]
+    return {shard: _rows(shard, size) for shard, size in enumerate(sizes)}
+
+
+def _rows(shard: int, count: int) -> list[dict[str, Any]]:
     now = int(time.time())
-    return [
-        {
-            "sessionKey": {"S": str(uuid.uuid4())},
-            "market": {"S": "UK"},
-            "customerKey": {"S": str(uuid.uuid4())},
-            "activeAt": {"N": str(now - 3600)},
-            "dueAt": {"N": str(now - 60)},
-            "sweepShard": {"N": str(number % SHARDS)},
-            "attempts": {"N": "0"},
-        }
-        for number in range(count)
-    ]
+    same = {
+        "market": {"S": "UK"},
+        "activeAt": {"N": str(now - 3600)},
+        "dueAt": {"N": str(now - 60)},
+        "sweepShard": {"N": str(shard)},
+        "attempts": {"N": "0"},
+    }
+    keys = ("sessionKey", "customerKey")
+    return [same | {key: {"S": str(uuid.uuid4())} for key in keys} for _ in range(count)]
 
 
 async def main() -> None:
     """Print the address, and serve until interrupted."""
-    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", 0)
+    serve = partial(Connection, float(sys.argv[1]) / 1000)
+    server = await asyncio.get_running_loop().create_server(serve, "127.0.0.1", 0)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 

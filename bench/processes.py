@@ -36,10 +36,10 @@ def elevate(latency_ms: int = 0) -> contextlib.AbstractContextManager[str]:
 
 
 @contextlib.contextmanager
-def instant_dynamodb() -> Iterator[str]:
-    """Put a DynamoDB that answers at once in the emulator's place."""
+def instant_dynamodb(latency_ms: int = 0) -> Iterator[str]:
+    """Put a DynamoDB that accepts everything, and at once, in the emulator's place."""
     emulator = os.environ["AWS_ENDPOINT_URL"]
-    with server(str(HERE / "instant_dynamodb.py")) as url:
+    with server(str(HERE / "instant_dynamodb.py"), str(latency_ms)) as url:
         os.environ["AWS_ENDPOINT_URL"] = url
         try:
             yield url

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,15 +35,21 @@ def info(what: str, figure: float) -> Result:
     return Result(what, figure, "", True)
 
 
-def show(results: list[Result], *further: Table) -> None:
+# Of what a part of the bench gives, the results go into one table.
+type Part = Result | Table
+
+
+def show(parts: Iterable[Part]) -> None:
     """Print the table of results, and further tables."""
+    parts = list(parts)
+    results = [part for part in parts if isinstance(part, Result)]
     table = Table("measured", "figure", "target", "")
     table.columns[1].justify = "right"
     for result in results:
         verdict = "" if not result.target else "met" if result.good else "NOT MET"
         table.add_row(result.what, f"{result.figure:,.2f}", result.target, verdict)
     console = Console(width=110)
-    console.print(table, *further)
+    console.print(table, *(part for part in parts if isinstance(part, Table)))
     aims = [result for result in results if result.target]
     console.print(f"{sum(result.good for result in aims)} of {len(aims)} targets are met.")
 

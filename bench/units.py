@@ -126,10 +126,10 @@ def _keys_of(operation: str, asked: dict[str, Any]) -> list[Item]:
         case "UpdateItem" | "DeleteItem":
             return [asked["Key"]]
         case "BatchExecuteStatement":
-            return [_key_of(**statement) for statement in asked["Statements"]]
+            return [_key_of(one["Statement"], one["Parameters"]) for one in asked["Statements"]]
     raise ValueError(f"what {operation} costs is not known")
 
 
-def _key_of(Statement: str, Parameters: list[dict[str, Any]]) -> Item:
-    place = Statement.split("WHERE")[0].count("?")
-    return dict(zip(_KEYS, Parameters[place : place + len(_KEYS)], strict=True))
+def _key_of(statement: str, parameters: list[dict[str, Any]]) -> Item:
+    place = statement.split("WHERE")[0].count("?")
+    return dict(zip(_KEYS, parameters[place : place + len(_KEYS)], strict=True))

@@ -18,6 +18,7 @@ import yaml
 
 from fixtures import (
     LEAN,
+    OURS,
     YARDSTICK,
     dynamodb,
     end_call,
@@ -29,10 +30,9 @@ from fixtures import (
     track_call,
     yardstick,
 )
-from local.stack import ROOT, Stack
+from local.stack import Stack
 from processes import Function, Invoked, elevate, instant_dynamodb
 from registry_table import template
-from sessions.registry import BATCH
 from sessions.settings import Settings
 from units import size_of
 
@@ -45,6 +45,7 @@ TIMES = 100  # invocations
 LIST = 100  # sessions in one event
 SWEEP = 1000  # sessions in one sweep
 DUE = 400  # sessions in a sweep whose units are counted
+CLERKS = 3  # threads of a sweep that call DynamoDB
 
 
 @dataclass(frozen=True)
@@ -106,18 +107,17 @@ def works(stack: Stack) -> tuple[dict[str, Work], set[tuple[str, ...]]]:
     def ending(name: str) -> float:
         return float(wait + counted[name]["calls"] * call)
 
-    # Threads wait side by side.
-    sweeping = (wait + 2 * call / BATCH) * SWEEP / threads
+    # Threads wait side by side. What a sweep's clerks wait for is counted as if its notifiers did.
     done = {
         "end": work("end", "End", ending("end")),
         "event": work("event", "End", ending("event")),
         "list": work("list", "End", ending("list") * LIST / threads, LIST),
-        "swept": work("swept", "Sweep", sweeping, SWEEP),
-        "idle": work("idle", "Sweep", counted["idle"]["calls"] / threads * call),
+        "swept": work("swept", "Sweep", ending("swept") * SWEEP / threads, SWEEP),
+        "idle": work("idle", "Sweep", counted["idle"]["calls"] / CLERKS * call),
         "track": work("track", "Track", call),
         "track event": work("track event", "Track", call),
         "lean": work("lean", "Lean", ending("lean")),
-        "lean swept": work("lean swept", "Lean", (wait + 2 * call) * SWEEP / threads, SWEEP),
+        "lean swept": work("lean swept", "Lean", ending("lean swept") * SWEEP / threads, SWEEP),
         "plain": work("plain", "Plain", ending("plain")),
     }
     done["tracked"] = replace(done["end"], units=counted["tracked"])
@@ -143,7 +143,7 @@ def _counted(stack: Stack) -> dict[str, dict[str, float]]:
 
     def units(handler: str, *events: Any, of: int = 1, **where: Any) -> dict[str, float]:
         environment = {"TABLE_NAME": table, "ELEVATE_BASE_URL": stack.elevate_url} | where
-        package = environment.pop("package", ROOT / "src")
+        package = environment.pop("package", OURS)
         with Function(handler, environment, package, metered=True) as function:
             return {n: count / of for n, count in function.invoke(*events).units.items()}
 
@@ -172,9 +172,7 @@ def _counted(stack: Stack) -> dict[str, dict[str, float]]:
 def _measured(stack: Stack) -> Iterator[tuple[str, Invoked]]:
     """Invoke warm functions; yield what was seen of each."""
 
-    def seen(
-        handler: str, made: Callable[[], Any], package: Path = ROOT / "src", due: int = 0
-    ) -> Invoked:
+    def seen(handler: str, made: Callable[[], Any], package: Path = OURS, due: int = 0) -> Invoked:
         environment = {"TABLE_NAME": f"due-{due}", "ELEVATE_BASE_URL": url}
         with Function(handler, environment, package) as function:
             function.invoke(*(made() for _ in range(1 if due else 20)))
@@ -213,14 +211,14 @@ def tracking_units(views: int, *, slack: bool) -> float:
         return function.invoke(*events).units["writes"]
 
 
-def stored_bytes(stack: Stack) -> int:
-    """Return the size of the row that remains of an ended session."""
+def stored(stack: Stack) -> tuple[int, float]:
+    """Return the size of the row that remains of an ended session, and for how many seconds."""
     session, table = new_session(), new_table()
     environment = {"TABLE_NAME": table, "ELEVATE_BASE_URL": stack.elevate_url}
     with Function("handler.end.handle", environment) as function:
         function.invoke(event("session_ended", [session]))
     (row,) = dynamodb().scan(TableName=table)["Items"]
-    return size_of(row)
+    return size_of(row), float(row["expiresAt"]["N"]) - time.time()
 
 
 def _sizes() -> dict[str, Size]:

@@ -1,7 +1,6 @@
 """The bench's count of DynamoDB's request units, against the rules and partly the emulator."""
 
 import uuid
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from sessions import aws as aws_clients
 from sessions.registry import Registry
 from sessions.session import Activity, Claim, Session, Settlement
 from sessions.settings import Settings
+from sessions.statements import SHARDS
 from units import Meter, query_units, size_of, write_units
 
 ROW = {
@@ -61,7 +61,7 @@ class Reported:
         self.writes = 0.0
 
     def update_item(self, **arguments: Any) -> Any:
-        answer = self._client.update_item(ReturnConsumedCapacity="TOTAL", **arguments)
+        answer = self._client.update_item(**arguments | {"ReturnConsumedCapacity": "TOTAL"})
         self.writes += answer["ConsumedCapacity"]["CapacityUnits"]
         return answer
 
@@ -75,7 +75,7 @@ def test_single_writes_are_counted_as_the_emulator_counts_them(
     client = aws_clients.client("dynamodb")
     meter = Meter(client.meta.events, settings.table_name)
     reported = Reported(client)
-    registry = Registry(replace(settings, shards=1), reported, clock)
+    registry = Registry(settings, reported, clock)
     session = Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
     for seconds in (0, 600):  # a new row, a due time that moves
         registry.track(Activity(session, int(clock.now) + seconds))
@@ -109,8 +109,8 @@ def test_a_sweep_costs_three_writes_a_session(settings: Settings, clock: Clock) 
     client = aws_clients.client("dynamodb")
     meter = Meter(client.meta.events, settings.table_name)
     registry = Registry(settings, client, clock)
-    rows = [r for shard in range(settings.shards) for r in registry.due(shard, int(clock())).rows]
+    rows = [r for shard in range(SHARDS) for r in registry.due(shard, int(clock())).rows]
     claims = registry.claim_due(rows).done
     assert meter.writes == 3
     registry.settle([(claim, Settlement("ended", None, 1, 204)) for claim in claims])
-    assert (meter.writes, meter.reads) == (9, 0.5 * settings.shards)
+    assert (meter.writes, meter.reads) == (9, 0.5 * SHARDS)
