@@ -14,7 +14,7 @@ from local.parameters import parameters
 from local.reference import PAGE, parameters_page
 from local.stack import StackError
 from registry_table import template
-from sessions.session import LEASE_SECONDS
+from sessions.statements import LEASE_SECONDS
 from sessions.settings import Settings
 from translation import translated
 

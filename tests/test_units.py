@@ -90,7 +90,7 @@ def test_an_explicit_end_costs_two_writes_and_three_if_it_leaves_the_index(
 ) -> None:
     session = Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
     if is_tracked:
-        Registry(settings, clock=clock).track(Activity(session, int(clock.now)))
+        Registry(settings, aws_clients.client("dynamodb"), clock).track(Activity(session, int(clock.now)))
     client = aws_clients.client("dynamodb")
     meter = Meter(client.meta.events, settings.table_name)
     registry = Registry(settings, client, clock)
@@ -101,7 +101,7 @@ def test_an_explicit_end_costs_two_writes_and_three_if_it_leaves_the_index(
 
 
 def test_a_sweep_costs_three_writes_a_session(settings: Settings, clock: Clock) -> None:
-    plain = Registry(settings, clock=clock)
+    plain = Registry(settings, aws_clients.client("dynamodb"), clock)
     for _ in range(3):
         session = Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
         plain.track(Activity(session, int(clock.now)))
