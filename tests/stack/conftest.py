@@ -164,7 +164,7 @@ def new_session(market: str = "UK") -> dict[str, str]:
     }
 
 
-def wait_for[T](found: Callable[[], T], seconds: float = 20) -> T:
+def wait_for[T](found: Callable[[], T], seconds: float = 180) -> T:
     """Return what `found` returns once that is true; fail if it is not by the deadline."""
     deadline = time.monotonic() + seconds
     while not (result := found()):

@@ -213,7 +213,7 @@ def test_callers_without_a_valid_key_get_nothing(deployed: Deployed) -> None:
 
 
 def test_an_event_of_an_unknown_kind_does_not_vanish(deployed: Deployed) -> None:
-    kind, session = f"Session ended {uuid.uuid4()}", new_session()
+    kind, session = f"Session ended {uuid.uuid4().hex[:12]}", new_session()
     deployed.put_event(kind, session)
     wait_for(
         lambda: [
