@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.lanes import START, Lanes
+from sessions.lanes import OUTAGE, START, Lanes
 from sessions.session import Row, Session
 
 type CameTo = Literal["through", "trouble", "nothing"]
@@ -87,6 +87,16 @@ def test_an_outage_of_all_markets_costs_about_as_much_as_of_one(markets: int, co
     assert sent == cost
     assert len(lanes.given_up) == markets
     assert (lanes.waiting, lanes.abandoned) == (0, 100 * markets - cost)
+
+
+def test_an_outage_is_not_tried_out_over_every_market_that_callers_make_up() -> None:
+    lanes, sent = lanes_of(*(rows(f"market {n}", 2) for n in range(1_500))), 0
+    while taken := lanes.take(25):
+        sent += len(taken)
+        done(lanes, taken, "trouble")
+    lanes.put(rows("another", 1)[0])
+    assert (sent, lanes.waiting, lanes.take(1)) == (OUTAGE, 0, [])
+    assert lanes.abandoned == 3_000 - OUTAGE + 1
 
 
 def test_a_market_that_is_found_after_the_outage_began_is_tried_once() -> None:

@@ -90,7 +90,9 @@ def test_an_explicit_end_costs_two_writes_and_three_if_it_leaves_the_index(
 ) -> None:
     session = Session("UK", str(uuid.uuid4()), str(uuid.uuid4()))
     if is_tracked:
-        Registry(settings, aws_clients.client("dynamodb"), clock).track(Activity(session, int(clock.now)))
+        Registry(settings, aws_clients.client("dynamodb"), clock).track(
+            Activity(session, int(clock.now))
+        )
     client = aws_clients.client("dynamodb")
     meter = Meter(client.meta.events, settings.table_name)
     registry = Registry(settings, client, clock)

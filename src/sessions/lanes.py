@@ -19,6 +19,10 @@ from sessions.session import Row
 # of all markets costs each minute, or one for each market, if there are more.
 START = 25
 
+# So many failures before anything got through are an outage of all markets, tried or not: callers
+# may have made the markets up.
+OUTAGE = 100
+
 # What a session is taken to last (seconds) while none of its market has been answered.
 _UNKNOWN_PACE = 0.1
 
@@ -59,6 +63,7 @@ class Lanes:
         self._order = itertools.count()
         self._failures = 0  # until something gets through
         self._has_got_through = False
+        self._is_outage = False
         self.waiting = 0
         self.under_way = 0
         # Sessions of markets that were given up.
@@ -79,7 +84,7 @@ class Lanes:
         lane = self._lanes.get(row.session.market)
         if lane is None:
             lane = self._lanes[row.session.market] = Lane()
-        if lane.given_up:
+        if lane.given_up or self._is_outage:
             self.abandoned += 1
             return
         if not lane.waiting and not lane.under_way:
@@ -140,10 +145,17 @@ class Lanes:
             lane.grown = 0
             lane.failures += 1
         if lane.failures and not lane.under_way and self._room(lane) <= 0:
-            lane.given_up = True
-            self.waiting -= len(lane.waiting)
-            self.abandoned += len(lane.waiting)
-            lane.waiting.clear()
+            self._give_up(lane)
+        if self._failures >= OUTAGE and not (self._has_got_through or self.under_way):
+            self._is_outage = True
+            for each in self._lanes.values():
+                self._give_up(each)
+
+    def _give_up(self, lane: Lane) -> None:
+        lane.given_up = True
+        self.waiting -= len(lane.waiting)
+        self.abandoned += len(lane.waiting)
+        lane.waiting.clear()
 
     def _room(self, lane: Lane) -> int:
         """Return how many more of a market's sessions may be taken up now."""
@@ -152,5 +164,6 @@ class Lanes:
         if self._has_got_through:
             return room
         # Nothing gets through yet: a market that is found late may be tried once all the same.
-        once = 1 - lane.failures - lane.under_way
-        return min(room, max(once, START - self._failures - self.under_way))
+        tried = self._failures + self.under_way
+        once = 1 - lane.failures - lane.under_way if tried < OUTAGE else 0
+        return min(room, max(once, START - tried))

@@ -49,6 +49,9 @@ LINE_RESERVE = 1.0
 # The first page of every shard says which markets there are; nobody waits longer (seconds) for one.
 FIRST_PAGES = 1.0
 
+# Markets that a sweep's line names at most: callers may have made them up.
+NAMED = 20
+
 # So many failures in a row of a kind of call to DynamoDB end the taking.
 MOST_FAILURES = 3
 
@@ -152,7 +155,8 @@ class Sweeper:
             oldest_age_s=sweep.oldest,
             **sweep.counts,
             stopped=sweep.stopped,
-            given_up=sweep.given_up,
+            given_up=sweep.given_up[:NAMED],
+            given_up_markets=len(sweep.given_up),
             unfinished=len(sweep.unfinished),
             handed_over=sweep.handed_over,
             duration_ms=round((crew.now() - started) * 1000),
