@@ -14,8 +14,8 @@ from local.parameters import parameters
 from local.reference import PAGE, parameters_page
 from local.stack import StackError
 from registry_table import template
-from sessions.statements import LEASE_SECONDS
 from sessions.settings import Settings
+from sessions.statements import LEASE_SECONDS
 from translation import translated
 
 ROOT = Path(__file__).parent.parent
