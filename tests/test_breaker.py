@@ -106,9 +106,11 @@ def test_many_functions_do_not_probe_in_step(clock: Clock) -> None:
 
 def test_what_is_remembered_is_bounded(breaker: Breaker) -> None:
     """Beyond the bound the market that timed out longest ago is forgotten."""
-    time_out(breaker, "UK", "UK", "UK", "SE", "SE")
-    for number in range(REMEMBERED - 2):
-        time_out(breaker, f"M{number}")
-    time_out(breaker, "SE", "new")
-    breaker.answered("new")  # not all are held back any more
-    assert held_back(breaker, "UK", "SE") == {"SE"}
+    time_out(breaker, *["UK"] * TIMEOUTS, *["SE"] * TIMEOUTS)
+    time_out(breaker, *(f"M{number}" for number in range(REMEMBERED - 2)))
+    time_out(breaker, "UK")
+    breaker.answered("another")  # so that not all are held back
+    assert held_back(breaker, "UK", "SE") == {"UK", "SE"}
+    time_out(breaker, "one more")
+    breaker.answered("another")
+    assert held_back(breaker, "UK", "SE") == {"UK"}

@@ -30,7 +30,7 @@ class Breaker:
         self._clock = clock
         self._lock = threading.Lock()
         self._timeouts: dict[str, int] = {}  # in a row; the market that timed out last is last
-        self._silent: set[str] = set()  # timed out since the last answer to any market
+        self._silent: set[str] = set()  # three that timed out since the last answer to any
         self._probe_at: dict[str | None, float] = {}
 
     def lets_through(self, market: str) -> bool:
@@ -49,8 +49,9 @@ class Breaker:
             self._timeouts[market] = self._timeouts.pop(market, 0) + 1
             if self._timeouts[market] >= TIMEOUTS:
                 self._pause(market)
-            self._silent.add(market)
-            if len(self._silent) >= TIMEOUTS:
+            if len(self._silent) < TIMEOUTS:
+                self._silent.add(market)
+            if len(self._silent) == TIMEOUTS:
                 self._pause(_ALL)
             if len(self._timeouts) > REMEMBERED:
                 self._forget(next(iter(self._timeouts)))
@@ -67,5 +68,4 @@ class Breaker:
 
     def _forget(self, market: str) -> None:
         self._timeouts.pop(market, None)
-        self._silent.discard(market)
         self._probe_at.pop(market, None)
