@@ -141,6 +141,10 @@ def at_elevate(
 ) -> Iterator[Callable[..., None]]:
     """Return a helper that points the functions at an Elevate."""
 
+    # A busy machine may take its time between two calls.
+    monkeypatch.setattr("sessions.elevate.POOL_IDLE", 10 * PATIENCE)
+    monkeypatch.setattr("sessions.elevate.POOL_AGE", 10 * PATIENCE)
+
     def point(url: str, *, time_out: float = PATIENCE) -> None:
         monkeypatch.setenv("TABLE_NAME", settings.table_name)
         monkeypatch.setenv("ELEVATE_BASE_URL", url)

@@ -91,9 +91,9 @@ class Elevate:
 
     def notify(self, session: Session) -> Outcome:
         """Send one end notification and return what came of it; never raises because of Elevate."""
-        started = self._clock()
+        pool, started = self._living_pool(), self._clock()
         try:
-            response = self._living_pool().urlopen(
+            response = pool.urlopen(
                 "POST",
                 f"{self._path}?{query_of(session, self._dialect)}",
                 redirect=False,
