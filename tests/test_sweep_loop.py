@@ -159,7 +159,7 @@ def test_an_elevate_that_fails_in_the_middle_gets_little_more() -> None:
 
 def test_the_last_notification_leaves_time_for_its_answer_and_for_settling() -> None:
     settings = World([]).settings
-    needed = settings.connect_timeout + settings.read_timeout + SETTLE_RESERVE
+    needed = 2 * settings.connect_timeout + settings.read_timeout + SETTLE_RESERVE
     world = World(due("UK", 3))
     assert world.sweep(needed - 0.1).stopped == "time"
     assert not world.sent

@@ -248,7 +248,7 @@ def test_a_rate_that_leaves_no_time_for_all_sends_none_twice(
     slow = make(replace(settings, max_rate=0.2, connect_timeout=0.5, read_timeout=0.5))
     tracked(slow, clock, 10)
     clock.turn(IDLE)
-    report = sweep(slow, time.monotonic() + 1 + SETTLE_RESERVE + 0.5)
+    report = sweep(slow, time.monotonic() + 1.5 + SETTLE_RESERVE + 0.5)
     assert (report.stopped, report.handed_over) == ("time", 0)
     assert report.counts["delivered"] == len(elevate.received) < 10
     assert sweep(make(settings)).counts["delivered"] == 10 - report.counts["delivered"]

@@ -199,8 +199,10 @@ class _Run:
         self._crew = crew
         self._end = until - LINE_RESERVE
         # The last claim leaves time for its notification, and the notification for its settling.
+        # To connect, to agree on TLS, to be answered: each has its time-out.
+        slowest = 2 * settings.connect_timeout + settings.read_timeout
         self._wait_until = until - SETTLE_RESERVE
-        self._take_until = self._wait_until - settings.connect_timeout - settings.read_timeout
+        self._take_until = self._wait_until - slowest
         self._started = crew.now()
         self._due_at = int(clock())
         self._sweep = Sweep()
