@@ -9,6 +9,10 @@ from queue import Empty, SimpleQueue
 # while one claims and one settles.
 CLERKS = 3
 
+# What comes within this time (seconds) is received together: to wake for each piece costs more than
+# all that is to be decided about it.
+TOGETHER = 0.003
+
 type Work = Callable[[], Callable[[], None]]
 
 
@@ -40,6 +44,7 @@ class Crew:
         """Wait for something to come of the work, so long at most, and run what has come."""
         try:
             then = self._inbox.get(timeout=max(0.0, seconds))
+            time.sleep(min(TOGETHER, max(0.0, seconds)))
             while True:
                 then()
                 then = self._inbox.get_nowait()
