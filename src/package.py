@@ -57,9 +57,7 @@ def main(target: Path) -> None:
     lock = (SRC / "requirements.txt").read_bytes() + Path(__file__).read_bytes()
     # Beside the folder of all packages, which each `sam build` begins by emptying.
     cache = target.parent.parent
-    dependencies = cache / f"dependencies-{hashlib.sha256(lock).hexdigest()[:16]}"
-    if not dependencies.exists():
-        install(dependencies)
+    dependencies = installed(cache, f"dependencies-{hashlib.sha256(lock).hexdigest()[:16]}")
     # A cached build begins with what an earlier version left.
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(dependencies, target)
@@ -69,10 +67,22 @@ def main(target: Path) -> None:
         compile_all(target / room, target)
 
 
-def install(target: Path) -> None:
-    """Install the locked dependencies into `target`, trimmed and compiled, or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+def installed(cache: Path, name: str) -> Path:
+    """Return the folder of the locked dependencies, as pip has installed and we have trimmed them.
+
+    Its name ends with the digest of what is in it: one in which anything has changed is made anew.
+    """
+    for folder in cache.glob(f"{name}-*"):
+        if folder.name == f"{name}-{digest(folder)}":
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+    return install(cache, name)
+
+
+def install(cache: Path, name: str) -> Path:
+    """Install the locked dependencies into a folder of `cache`, trimmed and compiled."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
         made = Path(folder) / "made"
         # Wheels that run anywhere only: one package serves arm64 and x86_64.
         wheels = ["--only-binary=:all:", "--platform=any", "--implementation=py", "--abi=none"]
@@ -84,11 +94,20 @@ def install(target: Path) -> None:
         )
         trim(made)
         compile_all(made, made)
+        target = cache / f"{name}-{digest(made)}"
         # The SAM CLI may build functions side by side; the first one done serves all.
         with contextlib.suppress(OSError):
             os.replace(made, target)
     if not target.exists():
         sys.exit(f"{target} could not be made")
+    return target
+
+
+def digest(folder: Path) -> str:
+    """Return what stands for the names and contents of all files in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()} {p.relative_to(folder)}" for p in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def trim(folder: Path) -> None:

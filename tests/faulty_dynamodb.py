@@ -20,13 +20,18 @@ type Statements = list[dict[str, Any]]
 
 
 class FaultyDynamoDB:
-    """`before(operation)` and `after(operation)` may raise Drop; `throttles` counts down."""
+    """`before(operation)` and `after(operation)` may raise Drop; `throttles` counts down.
+
+    `headers` go with every answer. `garbled` makes of an answer's body what is sent in its place.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.before: Callable[[str], None] = lambda operation: None
         self.after: Callable[[str], None] = lambda operation: None
         self.throttles = 0
+        self.headers: dict[str, str] = {}
+        self.garbled: Callable[[bytes], bytes] = lambda body: body
         self.statement_errors: Callable[[Statements], dict[int, str]] = lambda statements: {}
         self.calls: list[str] = []
         self.asked: set[tuple[str, str]] = set()
@@ -58,10 +63,15 @@ def faulty_dynamodb(endpoint: str) -> Iterator[FaultyDynamoDB]:
             except Drop:
                 self.close_connection = True
                 return
+            sent = faulty.garbled(answer)
             self.send_response(status)
-            self.send_header("Content-Length", str(len(answer)))
+            # One that is cut short still announces all of it.
+            self.send_header("Content-Length", str(max(len(answer), len(sent))))
+            for name, value in faulty.headers.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(answer)
+            self.wfile.write(sent)
+            self.close_connection |= len(sent) < len(answer)
 
         def _forward(self, operation: str, body: bytes) -> tuple[int, bytes]:
             if operation != "BatchExecuteStatement":

@@ -47,6 +47,13 @@ def test_every_file_that_contributing_names_exists() -> None:
     assert [name for name in kept if not (ROOT / name).exists()] == []
 
 
+def test_every_file_that_a_decision_names_exists() -> None:
+    text = (ROOT / "docs" / "decisions.md").read_text()
+    named = re.findall(r"(?<![\w./:])(?:bench|docs|local|ops|src|tests)/[\w./-]*\w", text)
+    assert len(named) > 5
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_no_command_drops_the_parameters_of_samconfig() -> None:
     """`--parameter-overrides` replaces those of the file, and so must not be used with its name."""
     for document in DOCUMENTS:

@@ -101,6 +101,21 @@ def test_a_second_build_needs_no_network(package: Path) -> None:
     assert names(target) == names(package)
 
 
+def test_dependencies_that_have_changed_are_installed_again(package: Path, tmp_path: Path) -> None:
+    # Given installed dependencies to which a file was added, and of which one was changed
+    for installed in package.parent.parent.glob("dependencies-*"):
+        shutil.copytree(installed, copy := tmp_path / installed.name)
+        (copy / "added.py").touch()
+        (copy / "boto3" / "__init__.py").write_text("changed = True")
+    # When it is built
+    target = tmp_path / "build" / "EndFunction"
+    subprocess.run([sys.executable, SRC / "package.py", target], check=True)
+    # Then neither is shipped.
+    assert names(target) == names(package)
+    changed = Path("boto3", "__init__.py")
+    assert (target / changed).read_bytes() == (package / changed).read_bytes()
+
+
 def names(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*")}
 

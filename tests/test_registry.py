@@ -3,7 +3,6 @@
 import itertools
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,6 @@ from sessions.registry import BATCH, BatchResult, Registry
 from sessions.session import (
     Activity,
     Claim,
-    RegistryUnavailable,
     Row,
     Session,
     Settlement,
@@ -570,34 +568,6 @@ def test_a_key_is_remembered_as_its_caller_spelled_it(
     (claimed,) = registry.claim_due([row]).done
     registry.settle([(claimed, Settlement("ended", None, 1, 204))])
     assert "givenKey" not in item(dynamodb, settings, session)
-
-
-@pytest.mark.parametrize("answer", [{}, {"Responses": []}])
-def test_an_answer_that_was_cut_short_is_no_success(
-    settings: Settings, clock: Clock, answer: dict[str, Any]
-) -> None:
-    """botocore returns {} for a 200 whose body is not all there, or is no JSON."""
-
-    class CutShort:
-        def __getattr__(self, operation: str) -> Any:
-            return lambda **_: answer
-
-    registry, session = Registry(settings, CutShort(), clock), new_session()
-    row = Row(session, int(clock.now), int(clock.now))
-    claimed = Claim(row, "lease", int(clock.now))
-    calls: list[Callable[[], object]] = [
-        lambda: registry.track(Activity(session, clock.now)),
-        lambda: registry.claim(session, clock.now),
-        lambda: registry.keep(session, clock.now),
-        lambda: registry.status(session.session_key),
-        lambda: registry.due(0, int(clock.now)),
-        lambda: registry.claim_due([row]),
-        lambda: registry.expire([row]),
-        lambda: registry.settle([(claimed, Settlement("ended"))]),
-    ]
-    for call in calls:
-        with pytest.raises(RegistryUnavailable, match="IncompleteAnswer"):
-            call()
 
 
 def test_every_shard_is_used_and_a_keys_shard_never_changes() -> None:

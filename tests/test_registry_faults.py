@@ -14,7 +14,9 @@ from emulated import Clock, FakeElevate, Log
 from endings import ALL_SHARDS, Service, new_session, service_of, sweep, tracked
 from endings import end as end_again
 from faulty_dynamodb import Drop, FaultyDynamoDB
-from sessions.session import Activity, RegistryUnavailable
+from sessions import aws
+from sessions.registry import Registry
+from sessions.session import Activity, Claim, RegistryUnavailable, Row, Settlement
 from sessions.settings import Settings
 from sessions.statements import LEASE_SECONDS
 
@@ -279,3 +281,49 @@ def test_a_registry_that_fails_while_tracking_is_reported_to_the_caller(
     dynamo.throttles = 1000
     with pytest.raises(RegistryUnavailable, match="ThrottlingException"):
         tracked(service, clock, 1)
+
+
+@pytest.mark.parametrize(
+    "garbled",
+    [lambda body: body[:-1], lambda body: b"<p>" + body, lambda body: b'{"Responses": []}'],
+    ids=["cut short", "no JSON", "another answer"],
+)
+def test_an_answer_that_is_not_whole_is_no_success(
+    settings: Settings,
+    dynamo: FaultyDynamoDB,
+    clock: Clock,
+    garbled: Callable[[bytes], bytes],
+) -> None:
+    """botocore makes {} of a 200 whose body is not all there, or is no JSON."""
+    registry, session = Registry(settings, aws.client("dynamodb"), clock), new_session()
+    row = Row(session, int(clock.now), int(clock.now))
+    claimed = Claim(row, "lease", int(clock.now))
+    calls: list[Callable[[], object]] = [
+        lambda: registry.track(Activity(session, clock.now)),
+        lambda: registry.claim(new_session(), clock.now),
+        lambda: registry.keep(session, clock.now),
+        lambda: registry.status(session.session_key),
+        lambda: registry.due(0, int(clock.now)),
+        lambda: registry.claim_due([row]),
+        lambda: registry.expire([row]),
+        lambda: registry.settle([(claimed, Settlement("ended"))]),
+    ]
+    dynamo.garbled = garbled
+    for call in calls:
+        with pytest.raises(RegistryUnavailable, match="IncompleteAnswer"):
+            call()
+
+
+def test_a_call_that_is_to_wait_ends_in_time_all_the_same(
+    settings: Settings, dynamo: FaultyDynamoDB, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for a call counts on HANGING_CALL, whatever DynamoDB asks for (milliseconds)."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    dynamo.throttles, dynamo.headers = 1000, {"x-amz-retry-after": "60000"}
+    client = aws.client("dynamodb")
+    with pytest.raises(RegistryUnavailable, match="ThrottlingException"):
+        Registry(settings, client, clock).status("key")
+    assert (len(dynamo.calls), len(pauses)) == (2, 1)
+    config = client.meta.config
+    assert 2 * (config.connect_timeout + config.read_timeout) + pauses[0] <= aws.HANGING_CALL
