@@ -149,12 +149,13 @@ def status(operator: Operator) -> None:
 def session(operator: Operator, key: str, hours: int) -> None:
     """Show a session's state in the registry and its lines in the logs."""
     target = operator.target
+    key = target.identity(key)
     answer = target.client("dynamodb").query(
         TableName=target.outputs["TableName"],
         KeyConditionExpression="sessionKey = :key",
         ExpressionAttributeValues={":key": {"S": key}},
     )
-    hidden = {"sessionKey", "customerKey", "lease"}
+    hidden = {"sessionKey", "givenKey", "customerKey", "lease"}
     rows = [
         {name: _plain(value) for name, value in item.items() if name not in hidden}
         for item in answer["Items"]
@@ -208,7 +209,7 @@ def forget(operator: Operator, key: str | None, customer: str | None) -> None:
         raise click.UsageError("Give the session's key, or --customer.")
     target = operator.target
     dynamodb, table = target.client("dynamodb"), target.outputs["TableName"]
-    name, value = ("sessionKey", key) if key else ("customerKey", customer)
+    name, value = ("sessionKey", target.identity(key)) if key else ("customerKey", customer)
     asked = {
         "TableName": table,
         "ExpressionAttributeValues": {":key": {"S": value}},
@@ -271,9 +272,11 @@ def tail(operator: Operator) -> None:
 
 @command
 @click.argument("key")
-def session_hash(operator: Operator, key: str) -> None:
+@click.option("--customer", is_flag=True, help="It is a customerKey.")
+def session_hash(operator: Operator, key: str, customer: bool) -> None:
     """Print the hash that stands for a key in the logs."""
-    operator.show({"hash": hashed(key)}, hashed(key))
+    shown = hashed(key if customer else operator.target.identity(key))
+    operator.show({"hash": shown}, shown)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def test_what_sends_nothing_is_logged_at_debug(world: World, log: Log) -> None:
         ("track", "reopened"),
         ("track", "over"),
     ]
-    assert traces[1]["session"] == traces[-1]["session"] == hashed(session["sessionKey"])
+    assert traces[1]["session"] == traces[-1]["session"] == hashed(session["sessionKey"].lower())
     forget()
     Telemetry("INFO").tracked("tracked", Session("UK", world.key(), world.key()))
     assert [line for line in log() if line["level"] == "DEBUG"] == traces

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sessions.dialects import STOREFRONT_V3, WEB_V2
-from sessions.schemas import Validator, Validators
-from sessions.session import InvalidPayload, Session, session_from
+from sessions.schemas import Validator, Validators, session_from
+from sessions.session import InvalidPayload, Session
 
 CUSTOMER = "d9528030-509c-4e0f-b585-7168f1e9feca"
 SESSION = "b106299c-eac0-4f6f-96d2-93e57c255784"
@@ -28,12 +28,25 @@ def refusal(validator: Validator, payload: Any) -> dict[str, str]:
 
 def test_a_valid_payload_becomes_a_session() -> None:
     web_v2(VALID)
-    assert session_from(VALID) == Session("UK", SESSION, CUSTOMER)
+    assert session_from(VALID, WEB_V2) == Session("UK", SESSION, CUSTOMER)
+
+
+def test_the_case_of_a_uuid_makes_no_other_session_of_it() -> None:
+    """SQL Server prints upper case, browsers lower; Elevate is sent what was given."""
+    given = VALID | {"sessionKey": SESSION.upper(), "customerKey": CUSTOMER.upper()}
+    expected = Session("UK", SESSION, CUSTOMER.upper(), given_key=SESSION.upper())
+    assert session_from(given, WEB_V2) == expected
+
+
+def test_a_key_of_elevate_4_is_kept_as_it_is() -> None:
+    given = VALID | {"sessionKey": SESSION.upper()}
+    assert session_from(given, STOREFRONT_V3) == Session("UK", SESSION.upper(), CUSTOMER)
 
 
 def test_a_session_does_not_show_its_keys() -> None:
-    shown = repr(session_from(VALID))
-    assert SESSION not in shown
+    upper = VALID | {"sessionKey": SESSION.upper()}
+    shown = repr(session_from(upper, WEB_V2))
+    assert SESSION not in shown.lower()
     assert CUSTOMER not in shown
 
 

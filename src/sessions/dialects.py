@@ -21,8 +21,9 @@ type Contexts = Mapping[str, Mapping[str, Literal["required", "optional", "forbi
 class Dialect:
     """How one of Elevate's APIs is spoken.
 
-    `ends_at` takes the last activity, whether an interactive notification was seen, and the
-    configured limit in seconds; it returns when Elevate has ended the session itself.
+    `identity` returns the one spelling by which the registry knows a session key. `ends_at` takes
+    the last activity, whether an interactive notification was seen, and the configured limit in
+    seconds; it returns when Elevate has ended the session itself.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Dialect:
     path: str
     prefix: str
     key: dict[str, Any]
+    identity: Callable[[str], str]
     contexts: Contexts
     sends_context: bool
     needs_limit: bool
@@ -47,6 +49,8 @@ WEB_V2 = Dialect(
         "pattern": r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
         "description": "a UUID: 8-4-4-4-12 hexadecimal digits",
     },
+    # One system of a shop prints a UUID in upper case (SQL Server), another in lower case.
+    identity=str.lower,
     # Elevate 3 knows no userContext and requires both keys of every call.
     contexts={
         "PERSONALIZED": {"customerKey": "required", "sessionKey": "required"},
@@ -69,6 +73,7 @@ STOREFRONT_V3 = Dialect(
         "pattern": PRINTABLE,
         "description": "1 to 255 characters, none of them a control character",
     },
+    identity=str,
     contexts={
         "PERSONALIZED": {"customerKey": "required", "sessionKey": "required"},
         "UNPERSONALIZED": {"customerKey": "forbidden", "sessionKey": "required"},

@@ -7,7 +7,7 @@ from typing import Any
 import fastjsonschema
 
 from sessions.dialects import DIALECTS, PRINTABLE, WEB_V2, Contexts, Dialect
-from sessions.session import FieldError, InvalidPayload, Session, session_from
+from sessions.session import FieldError, InvalidPayload, Session
 
 
 def market_schema(markets: tuple[str, ...]) -> dict[str, Any]:
@@ -73,6 +73,22 @@ def key_errors(contexts: Contexts, payload: dict[str, Any]) -> list[FieldError]:
 def renamed(prefix: str, errors: Iterable[FieldError]) -> list[FieldError]:
     """Return errors with their fields named as the caller wrote them, after a prefix."""
     return [{"field": prefix + error["field"], "detail": error["detail"]} for error in errors]
+
+
+def session_from(payload: dict[str, Any], dialect: Dialect) -> Session:
+    """Return the session of a payload that its Validator has accepted.
+
+    The registry knows it by its key's identity. Elevate is sent the key as it was given here.
+    """
+    given = payload["sessionKey"]
+    identity = dialect.identity(given)
+    return Session(
+        market=payload["market"],
+        session_key=identity,
+        customer_key=payload.get("customerKey"),
+        user_context=payload.get("userContext"),
+        given_key=given if given != identity else None,
+    )
 
 
 class Validator:
@@ -141,6 +157,8 @@ class Validators:
             if keys["sessionKey"] != "forbidden"
         }
 
+        self._dialect = dialect
+
         def session(**parts: bool) -> Validator:
             return Validator(session_schema(dialect, contexts, markets, **parts), "body", contexts)
 
@@ -163,4 +181,4 @@ class Validators:
         if "sessionKey" not in visitor:
             return None
         self.session(visitor)
-        return session_from(visitor)
+        return session_from(visitor, self._dialect)

@@ -1,7 +1,7 @@
 """The values that every module may import: a session, what is known of it, and the errors."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from aws_lambda_powertools.utilities.validation.exceptions import SchemaValidationError
 
@@ -124,13 +124,3 @@ class RegistryUnavailable(Exception):
 
 class UnreadableRow(Exception):
     """A row has attributes or a state that this version does not understand."""
-
-
-def session_from(payload: dict[str, Any]) -> Session:
-    """Return the session of a payload that its Validator has accepted."""
-    return Session(
-        market=payload["market"],
-        session_key=payload["sessionKey"],
-        customer_key=payload.get("customerKey"),
-        user_context=payload.get("userContext"),
-    )
