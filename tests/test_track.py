@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from emulated import Log
 from handler import end, track
 from handler.application import Application
 from handler.events import InvalidEvent, happened_at
@@ -66,6 +67,16 @@ def test_bytes_that_are_not_text_are_not_a_key(path: str, monkeypatch: pytest.Mo
     answer = call(sample("api_track", pathParameters={"sessionKey": path}))
     assert answer["statusCode"] == 400
     assert [e["field"] for e in json.loads(answer["body"])["errors"]] == ["sessionKey"]
+
+
+def test_a_placeholder_in_the_path_is_refused_by_name_and_logged(log: Log) -> None:
+    """One script of a shop writes the text undefined where it has no key."""
+    nil = {"sessionKey": "00000000-0000-0000-0000-000000000000"}
+    error = {"field": "sessionKey", "detail": "must not be a placeholder such as undefined"}
+    for name in ("api_track", "api_status"):
+        answer = call(sample(name, pathParameters=nil))
+        assert (answer["statusCode"], json.loads(answer["body"])["errors"]) == (400, [error])
+    assert [(line["message"], line["errors"]) for line in log()] == [("refused", [error])] * 2
 
 
 @pytest.mark.parametrize("path", [None, {}, {"sessionKey": ""}, {"sessionKey": "x"}])

@@ -39,11 +39,8 @@ def _status(app: Application, event: dict[str, Any]) -> Answer:
     app.validators.key(key)
     if market is not None:
         app.validators.market(market)
-    states = [
-        s
-        for s in app.ending.status(app.settings.dialect.identity(key))
-        if market in (None, s.market)
-    ]
+    known = app.ending.status(app.settings.dialect.identity(key))
+    states = [state for state in known if market in (None, state.market)]
     if not states:
         raise Problem(HTTPStatus.NOT_FOUND, "unknown-session", "This session is not known.")
     return answer(HTTPStatus.OK, {"sessions": [_shown(state) for state in states]})

@@ -22,8 +22,8 @@ def market_schema(markets: tuple[str, ...]) -> dict[str, Any]:
         "minLength": 1,
         "maxLength": 255,
         "pattern": PRINTABLE,
-        "not": {"pattern": WEB_V2.key["pattern"]},
-        "description": "1 to 255 characters, none of them a control character, and no UUID",
+        "description": "1 to 255 characters, none of them a control character",
+        "not": {"type": "string", "pattern": WEB_V2.key["pattern"], "description": "a UUID"},
     }
 
 
@@ -137,9 +137,12 @@ class Validator:
                 # The names are the caller's, and a key may be among them by mistake.
                 known = ", ".join(error.definition["properties"])
                 return [{"field": self._name, "detail": f"may only have the fields {known}"}]
-            case _:
+            case rule:
                 name = error.path[-1] if len(error.path) > 1 else self._name
-                return [{"field": name, "detail": "must be " + error.definition["description"]}]
+                detail = "must be " + error.definition["description"]
+                if rule == "not":
+                    detail = "must not be " + error.definition["not"]["description"]
+                return [{"field": name, "detail": detail}]
 
 
 class Validators:
