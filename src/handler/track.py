@@ -7,9 +7,9 @@ from http import HTTPStatus
 from typing import Any
 
 from handler.application import Application, application
-from handler.events import consume, demand_all, happened_at, until_of, valid
+from handler.events import believed, consume, demand_all, happened_at, until_of, valid
 from handler.http import Answer, Problem, answer, is_call, json_body, path_key, query, respond
-from sessions.schemas import session_from
+from sessions.schemas import moment_of, session_from
 from sessions.session import Activity, InvalidPayload, Status
 
 
@@ -63,7 +63,10 @@ def _track_all(app: Application, context: Any, event: dict[str, Any]) -> None:
     demand_all("not tracked", tracked.count("lost"), len(tracked), refused)
 
 
-def _activity(app: Application, payload: dict[str, Any], at: int) -> Activity:
+def _activity(app: Application, payload: dict[str, Any], at: float) -> Activity:
+    """Return what a payload reports: `at` its own time, or at the time given here."""
+    if "at" in payload:
+        at = believed(moment_of(payload["at"]))
     return Activity(session_from(payload, app.settings.dialect), at, payload.get("interactive"))
 
 

@@ -1,6 +1,7 @@
 """What callers may send: JSON Schemas, the rules of userContexts, and what checks both."""
 
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -47,6 +48,11 @@ def session_schema(
         required.append("sessionKey")
     if activity:
         properties["interactive"] = {"type": "boolean", "description": "true or false"}
+        properties["at"] = {
+            "type": "string",
+            "format": "date-time",
+            "description": "an ISO 8601 time with its offset, such as 2001-11-23T12:00:00.250Z",
+        }
     return {
         "type": "object",
         "description": "a JSON object",
@@ -54,6 +60,22 @@ def session_schema(
         "properties": properties,
         "required": required,
     }
+
+
+def moment_of(text: str) -> float:
+    """Return an ISO 8601 time with its offset from UTC as epoch seconds; raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time without its offset may be any")
+    return moment.timestamp()
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        moment_of(text)
+    except ValueError:
+        return False
+    return True
 
 
 def key_errors(contexts: Contexts, payload: dict[str, Any]) -> list[FieldError]:
@@ -124,7 +146,7 @@ class Validator:
     @cached_property
     def _check(self) -> Callable[[Any], Any]:
         check: Callable[[Any], Any] = fastjsonschema.compile(
-            self.schema, use_default=False, fast_fail=False
+            self.schema, formats={"date-time": _is_moment}, use_default=False, fast_fail=False
         )
         return check
 
