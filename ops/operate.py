@@ -24,8 +24,8 @@ from ops.logs import as_json, follow, line_of, readable
 from ops.redrive import QUEUES, redrive_all, waiting
 from ops.rejected import rejected, retry
 from ops.target import Target, hint
-from sessions.statements import SHARDS
-from sessions.telemetry import hashed
+from sessions.session import hashed
+from sessions.statements import SHARDS, ended_for
 
 # How many rows are written at once. It stays below boto3's ten connections.
 WRITERS = 8
@@ -209,18 +209,22 @@ def forget(operator: Operator, key: str | None, customer: str | None) -> None:
         raise click.UsageError("Give the session's key, or --customer.")
     target = operator.target
     dynamodb, table = target.client("dynamodb"), target.outputs["TableName"]
-    name, value = ("sessionKey", target.identity(key)) if key else ("customerKey", customer)
-    asked = {
+    asked: dict[str, Any] = {
         "TableName": table,
-        "ExpressionAttributeValues": {":key": {"S": value}},
         "ProjectionExpression": "sessionKey, market",
         "ConsistentRead": True,
     }
-    how = "KeyConditionExpression" if key else "FilterExpression"
+    if key:
+        asked["KeyConditionExpression"] = "sessionKey = :key"
+        asked["ExpressionAttributeValues"] = {":key": {"S": target.identity(key)}}
+    else:
+        asked["FilterExpression"] = "customerKey = :key OR endedFor = :hash"
+        values = {":key": {"S": customer}, ":hash": {"S": ended_for(customer)}}
+        asked["ExpressionAttributeValues"] = values
     pages = dynamodb.get_paginator("query" if key else "scan")
     markets = []
     with operator.busy("Reading the registry …"):
-        for page in pages.paginate(**asked, **{how: f"{name} = :key"}):
+        for page in pages.paginate(**asked):
             for item in page["Items"]:
                 dynamodb.delete_item(TableName=table, Key=item)
                 markets.append(item["market"]["S"])

@@ -13,8 +13,7 @@ from handler.application import Application
 from invoking import Context, forget, sample, with_body
 from sessions.dialects import WEB_V2
 from sessions.schemas import session_from
-from sessions.session import Activity
-from sessions.telemetry import hashed
+from sessions.session import Activity, hashed
 
 LOWER = "b106299c-eac0-4f6f-96d2-93e57c255784"
 UPPER = LOWER.upper()

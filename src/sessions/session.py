@@ -1,5 +1,6 @@
 """The values that every module may import: a session, what is known of it, and the errors."""
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
@@ -101,6 +102,11 @@ class Status:
     attempts: int
     last_status: int | None
     last_reason: str | None
+
+
+def hashed(key: str | None) -> str | None:
+    """Return what stands for a key in logs: the first 16 hex digits of its SHA-256."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16] if key else None
 
 
 class FieldError(TypedDict):

@@ -159,6 +159,7 @@ def test_the_operator_can_forget_a_session_or_a_visitor(deployed: Deployed) -> N
     visits = [new_session() | {"customerKey": session["customerKey"]} for _ in range(2)]
     for visit in visits:
         deployed.track(visit)
+    deployed.end(visits[1])
     customer = ("--customer", session["customerKey"])
     assert deployed.operate_json("forget", *customer) == {"forgotten": ["UK", "UK"]}
     assert deployed.call("GET", f"/sessions/{visits[0]['sessionKey']}").status == 404
