@@ -24,8 +24,8 @@ from ops.logs import as_json, follow, line_of, readable
 from ops.redrive import QUEUES, redrive_all, waiting
 from ops.rejected import rejected, retry
 from ops.target import Target, hint
-from sessions.statements import SHARDS
-from sessions.telemetry import hashed
+from sessions.session import hashed
+from sessions.statements import SHARDS, ended_for
 
 # How many rows are written at once. It stays below boto3's ten connections.
 WRITERS = 8
@@ -149,12 +149,13 @@ def status(operator: Operator) -> None:
 def session(operator: Operator, key: str, hours: int) -> None:
     """Show a session's state in the registry and its lines in the logs."""
     target = operator.target
+    key = target.identity(key)
     answer = target.client("dynamodb").query(
         TableName=target.outputs["TableName"],
         KeyConditionExpression="sessionKey = :key",
         ExpressionAttributeValues={":key": {"S": key}},
     )
-    hidden = {"sessionKey", "customerKey", "lease"}
+    hidden = {"sessionKey", "givenKey", "customerKey", "lease"}
     rows = [
         {name: _plain(value) for name, value in item.items() if name not in hidden}
         for item in answer["Items"]
@@ -208,18 +209,22 @@ def forget(operator: Operator, key: str | None, customer: str | None) -> None:
         raise click.UsageError("Give the session's key, or --customer.")
     target = operator.target
     dynamodb, table = target.client("dynamodb"), target.outputs["TableName"]
-    name, value = ("sessionKey", key) if key else ("customerKey", customer)
-    asked = {
+    asked: dict[str, Any] = {
         "TableName": table,
-        "ExpressionAttributeValues": {":key": {"S": value}},
         "ProjectionExpression": "sessionKey, market",
         "ConsistentRead": True,
     }
-    how = "KeyConditionExpression" if key else "FilterExpression"
+    if key:
+        asked["KeyConditionExpression"] = "sessionKey = :key"
+        asked["ExpressionAttributeValues"] = {":key": {"S": target.identity(key)}}
+    else:
+        asked["FilterExpression"] = "customerKey = :key OR endedFor = :hash"
+        values = {":key": {"S": customer}, ":hash": {"S": ended_for(customer)}}
+        asked["ExpressionAttributeValues"] = values
     pages = dynamodb.get_paginator("query" if key else "scan")
     markets = []
     with operator.busy("Reading the registry …"):
-        for page in pages.paginate(**asked, **{how: f"{name} = :key"}):
+        for page in pages.paginate(**asked):
             for item in page["Items"]:
                 dynamodb.delete_item(TableName=table, Key=item)
                 markets.append(item["market"]["S"])
@@ -271,9 +276,11 @@ def tail(operator: Operator) -> None:
 
 @command
 @click.argument("key")
-def session_hash(operator: Operator, key: str) -> None:
+@click.option("--customer", is_flag=True, help="It is a customerKey.")
+def session_hash(operator: Operator, key: str, customer: bool) -> None:
     """Print the hash that stands for a key in the logs."""
-    operator.show({"hash": hashed(key)}, hashed(key))
+    shown = hashed(key if customer else operator.target.identity(key))
+    operator.show({"hash": shown}, shown)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from urllib3.exceptions import HTTPError
 
 from ops.operate import Operator, cli, command
 from ops.target import Target
-from sessions.telemetry import hashed
+from sessions.session import hashed
 
 # States after an end: delivered, or kept until Elevate is there.
 OVER = ("ended", "retrying")

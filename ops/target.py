@@ -16,6 +16,8 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
+from sessions.dialects import DIALECTS
+
 ROOT = Path(__file__).parent.parent
 
 # How often (seconds) the logs are polled: CloudWatch allows few such calls a second.
@@ -25,7 +27,7 @@ _NO_STACK = "No stack is running here. Start one with `make run`, or name one wi
 
 
 class Target:
-    """A deployed stack: its AWS clients and its outputs."""
+    """A deployed stack: its AWS clients, its parameters and its outputs."""
 
     def __init__(
         self, stack: str | None, profile: str | None, region: str | None, folder: str
@@ -57,6 +59,8 @@ class Target:
             if self.is_embedded:
                 raise click.ClickException(_NO_STACK) from None
             raise
+        given = {p["ParameterKey"]: p["ParameterValue"] for p in described.get("Parameters", [])}
+        self.parameters: dict[str, str] = given
         self.outputs = {o["OutputKey"]: o["OutputValue"] for o in described.get("Outputs", [])}
         if "TableName" not in self.outputs:
             raise click.ClickException(f"{stack} is not a stack of this service.")
@@ -72,6 +76,10 @@ class Target:
         self.client("lambda").invoke(
             FunctionName=function, InvocationType="Event", Payload=json.dumps(event)
         )
+
+    def identity(self, session_key: str) -> str:
+        """Return the key by which the registry and the logs know a session, however spelled."""
+        return DIALECTS[self.parameters["ElevateApi"]].identity(session_key)
 
     @property
     def functions(self) -> list[str]:

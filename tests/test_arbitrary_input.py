@@ -29,7 +29,8 @@ ANYTHING = JSON | st.sampled_from(
     ["UK", str(uuid.UUID(int=1)), "UK\r\nHost: evil.example", "x" * 300]
 )
 NAMES = (
-    st.sampled_from(["market", "customerKey", "sessionKey", "userContext", "interactive"]) | TEXT
+    st.sampled_from(["market", "customerKey", "sessionKey", "userContext", "interactive", "at"])
+    | TEXT
 )
 KEYS = st.uuids().map(str)
 BODIES = st.one_of(

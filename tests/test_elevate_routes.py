@@ -82,6 +82,23 @@ def test_a_visitor_without_a_session_has_nothing_to_end(
     assert elevate.received == []
 
 
+def test_a_synthetic_visitor_may_have_keys(elevate4: Application, elevate: FakeElevate) -> None:
+    """Such as those of a monitor, always the same."""
+    keys = {"customerKey": "synthetic", "sessionKey": "monitor-1"}
+    assert call("storefront-v3", userContext="SYNTHETIC", **keys)["statusCode"] == 204
+    assert elevate.received == [{"market": "UK", "userContext": "SYNTHETIC", **keys}]
+
+
+@pytest.mark.parametrize("key", ["customerKey", "sessionKey"])
+def test_a_placeholder_is_refused_under_elevates_name_for_it(
+    key: str, elevate4: Application, elevate: FakeElevate
+) -> None:
+    answer = call("storefront-v3", **{key: "undefined"})
+    assert fields(answer) == [key]
+    assert "undefined" in json.loads(answer["body"])["errors"][0]["detail"]
+    assert elevate.received == []
+
+
 @pytest.mark.parametrize("context", ["ANONYMOUS", "SYNTHETIC"])
 @pytest.mark.parametrize("market", [None, "Atlantis"])
 def test_a_visitor_without_a_session_still_needs_a_market(

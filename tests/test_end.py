@@ -35,6 +35,16 @@ def test_the_sample_call_is_delivered(elevate: FakeElevate) -> None:
     assert elevate.keys() == ["b106299c-eac0-4f6f-96d2-93e57c255784"]
 
 
+def test_an_end_of_a_session_that_was_ended_for_another_visitor_is_counted(
+    elevate: FakeElevate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(sample("api_end"))
+    another = with_body("api_end", customerKey="0b2d6f6e-3a54-4a6e-8f0a-5f2b4f9d8f11")
+    assert call(another)["statusCode"] == 204
+    assert len(elevate.received) == 1
+    assert '"TrackedTooLate":[1.0]' in capsys.readouterr().out
+
+
 def test_if_elevate_is_unavailable_the_answer_is_202_with_a_location(elevate: FakeElevate) -> None:
     elevate.statuses = [503]
     answer = call(sample("api_end"))

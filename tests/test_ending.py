@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emulated import Clock, FakeElevate, Log
-from endings import FOREVER, Service, end, new_session, service_of, state, sweep
+from endings import FOREVER, Service, end, ended_as_idle, new_session, service_of, state, sweep
 from sessions.breaker import TIMEOUTS
 from sessions.ending import BACKOFF_LIMIT, End, backoff, settlement
-from sessions.session import Activity, Outcome, Row, Session, Settlement, Source
+from sessions.session import Activity, Outcome, Row, Session, Settlement, Source, hashed
 from sessions.settings import Settings
-from sessions.telemetry import hashed
 from wire import read_request, wire
 
 # -- one explicit end --------------------------------------------------------------------------
@@ -274,3 +274,36 @@ def test_each_notification_is_logged_in_one_line_without_keys(
     for session in sessions:
         assert session.session_key not in json.dumps(written)
         assert str(session.customer_key) not in json.dumps(written)
+
+
+# -- one key of many visitors ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["asked for", "quiet"])
+def test_an_end_of_a_session_that_was_ended_for_another_visitor_is_seen(
+    how: str,
+    service: Service,
+    clock: Clock,
+    log: Log,
+    elevate: FakeElevate,
+) -> None:
+    """A shop whose visitors share a key: only the first one's sign-out is sent."""
+    first = ended_as_idle(service, clock) if how == "quiet" else new_session()
+    if how == "asked for":
+        end(service, first, clock)
+    assert end(service, replace(first, customer_key=str(uuid.uuid4())), clock).result == "over"
+    assert len(elevate.received) == 1
+    line = log()[-1]
+    assert (line["message"], line["level"]) == ("repeated end", "WARNING")
+    assert line["result"] == "over for another"
+
+
+def test_a_visitors_own_repeated_end_is_no_warning(
+    service: Service, clock: Clock, log: Log, elevate: FakeElevate
+) -> None:
+    session = new_session()
+    end(service, session, clock)
+    same = replace(session, customer_key=str(session.customer_key).upper())
+    for again in (session, same, replace(session, customer_key=None)):
+        assert end(service, again, clock).result == "over"
+    assert [line["message"] for line in log()] == ["notification"]

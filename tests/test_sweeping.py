@@ -31,11 +31,10 @@ from sessions.ending import BACKOFF_LIMIT
 from sessions.lanes import START
 from sessions.lifetime import HOUR, MINUTE
 from sessions.registry import BATCH
-from sessions.session import Activity, Outcome, Session
+from sessions.session import Activity, Outcome, Session, hashed
 from sessions.settings import Settings
 from sessions.statements import SHARDS, shard_of
 from sessions.sweeping import SETTLE_RESERVE
-from sessions.telemetry import hashed
 
 
 def test_quiet_sessions_are_ended_and_active_ones_are_not(

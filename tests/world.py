@@ -151,6 +151,7 @@ def all_that_happens(
     world.event(end, "session_ended", over)
     world.event(track, "session_active", over)  # too late
     world.event(end, "session_ended", over)  # once more
+    world.event(end, "session_ended", over | {"customerKey": world.key()})  # another visitor
     track.handle(sample("session_active", **{"detail-type": "Session Lost"}), Context())
     world.event(end, "session_ended", world.session(), world.session(), seconds=1)  # only kept
     for name, prefix in (("api_elevate_v2", "esales."), ("api_elevate_storefront_v3", "")):

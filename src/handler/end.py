@@ -10,7 +10,7 @@ from handler.application import Application, application
 from handler.elevate_routes import end_as_storefront_v3, end_as_web_v2
 from handler.events import consume, demand_all, happened_at, until_of, valid
 from handler.http import Answer, answer, is_call, json_body, lost, preflight, rejected, respond
-from sessions.session import session_from
+from sessions.schemas import session_from
 
 
 def handle(event: Any, context: Any) -> Answer | None:
@@ -25,7 +25,7 @@ def handle(event: Any, context: Any) -> Answer | None:
 def _end_one(app: Application, event: dict[str, Any]) -> Answer:
     payload = json_body(event)
     app.validators.session(payload)
-    session = session_from(payload)
+    session = session_from(payload, app.settings.dialect)
     end = app.ending.end(session, int(time.time()), "api")
     match end.result:
         case "delivered" | "over":
@@ -44,7 +44,7 @@ def _end_one(app: Application, event: dict[str, Any]) -> Answer:
 def _end_all(app: Application, context: Any, event: dict[str, Any]) -> None:
     payloads, refused = valid(event, app.validators.session)
     at = happened_at(event)
-    sessions = [(session_from(payload), at) for payload in payloads]
+    sessions = [(session_from(payload, app.settings.dialect), at) for payload in payloads]
     ends = app.ending.end_all(sessions, "event", until_of(context, calls=2))
     lost = sum(end.result == "lost" for end in ends)
     demand_all("neither delivered nor kept", lost, len(ends), refused)

@@ -6,7 +6,6 @@ If part of an event cannot be done, it raises: Lambda then makes it a dead-lette
 import json
 import time
 from collections.abc import Callable
-from datetime import datetime
 from itertools import batched
 from typing import Any
 
@@ -14,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from sessions import aws
 from sessions.lifetime import DAY
-from sessions.schemas import Validator, renamed
+from sessions.schemas import Validator, moment_of, renamed
 from sessions.session import FieldError, InvalidPayload, Source
 from sessions.telemetry import Telemetry
 
@@ -111,15 +110,19 @@ def demand_all(what: str, lost: int, of: int, refused: list[list[FieldError]]) -
 
 
 def happened_at(event: dict[str, Any]) -> int:
-    """Return the event's time in epoch seconds.
-
-    A time that is missing or to come counts as now, one of long ago as no older than OLDEST.
-    """
-    now = int(time.time())
+    """Return the event's time in epoch seconds; one that is missing counts as now."""
     try:
-        at = int(datetime.fromisoformat(event["time"]).timestamp())
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return now
+        return int(believed(moment_of(event["time"])))
+    except (KeyError, TypeError, ValueError):
+        return int(time.time())
+
+
+def believed(at: float) -> float:
+    """Return a sender's time in epoch seconds, within reason.
+
+    A time to come counts as now, one of long ago as no older than OLDEST.
+    """
+    now = time.time()
     return max(now - OLDEST, min(at, now))
 
 

@@ -7,9 +7,10 @@ from http import HTTPStatus
 from typing import Any
 
 from handler.application import Application, application
-from handler.events import consume, demand_all, happened_at, until_of, valid
+from handler.events import believed, consume, demand_all, happened_at, until_of, valid
 from handler.http import Answer, Problem, answer, is_call, json_body, path_key, query, respond
-from sessions.session import Activity, InvalidPayload, Status, session_from
+from sessions.schemas import moment_of, session_from
+from sessions.session import Activity, InvalidPayload, Status
 
 
 def handle(event: Any, context: Any) -> Answer | None:
@@ -26,7 +27,7 @@ def _track_one(app: Application, event: dict[str, Any]) -> Answer:
     errors = app.validators.key.errors(key) + app.validators.keyless_activity.errors(payload)
     if errors:
         raise InvalidPayload(errors)
-    activity = _activity(payload | {"sessionKey": key}, int(time.time()))
+    activity = _activity(app, payload | {"sessionKey": key}, int(time.time()))
     if app.ending.track(activity) == "over":
         detail = "This session was ended on request; its key must not be reused."
         raise Problem(HTTPStatus.CONFLICT, "session-over", detail)
@@ -38,7 +39,8 @@ def _status(app: Application, event: dict[str, Any]) -> Answer:
     app.validators.key(key)
     if market is not None:
         app.validators.market(market)
-    states = [s for s in app.ending.status(key) if market in (None, s.market)]
+    known = app.ending.status(app.settings.dialect.identity(key))
+    states = [state for state in known if market in (None, state.market)]
     if not states:
         raise Problem(HTTPStatus.NOT_FOUND, "unknown-session", "This session is not known.")
     return answer(HTTPStatus.OK, {"sessions": [_shown(state) for state in states]})
@@ -56,13 +58,16 @@ def _take(app: Application, context: Any, event: dict[str, Any]) -> None:
 def _track_all(app: Application, context: Any, event: dict[str, Any]) -> None:
     payloads, refused = valid(event, app.validators.activity)
     at = happened_at(event)
-    activities = [_activity(payload, at) for payload in payloads]
+    activities = [_activity(app, payload, at) for payload in payloads]
     tracked = app.ending.track_all(activities, until_of(context, calls=1))
     demand_all("not tracked", tracked.count("lost"), len(tracked), refused)
 
 
-def _activity(payload: dict[str, Any], at: int) -> Activity:
-    return Activity(session_from(payload), at, payload.get("interactive"))
+def _activity(app: Application, payload: dict[str, Any], at: float) -> Activity:
+    """Return what a payload reports: `at` its own time, or at the time given here."""
+    if "at" in payload:
+        at = believed(moment_of(payload["at"]))
+    return Activity(session_from(payload, app.settings.dialect), at, payload.get("interactive"))
 
 
 def _shown(status: Status) -> dict[str, Any]:

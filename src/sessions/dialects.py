@@ -3,6 +3,7 @@
 The facts are Voyado's documentation (docs.elevate.voyado.cloud). A new API is a new record.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,23 @@ from sessions.lifetime import elevate3_ends_at, elevate4_ends_at
 # which stands for bytes that were none: two keys would become one session.
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffd]+$"
 
+# What a shop sends by mistake for a key that it has not got. All its visitors would share one
+# session, which the first to sign out would end for good, or be one customer. In any case of
+# letters, and nothing that a shop could have made for one visitor.
+_PLACEHOLDERS = (
+    # nothing, as programs print it
+    *("undefined", "null", "none", "nil", "nan", "false", "true", "0"),
+    *("[object Object]", "{}", "[]", '""', "00000000-0000-0000-0000-000000000000"),
+    # nobody, as people write it
+    *("anonymous", "guest", "unknown"),
+)
+PLACEHOLDER = {
+    "type": "string",
+    # Blanks alone, or one of these: it costs linear time, whatever it is compared with.
+    "pattern": rf"^(?i:\s+|{'|'.join(map(re.escape, _PLACEHOLDERS))})$",
+    "description": "a placeholder such as undefined",
+}
+
 # Of each userContext, whether its visitors give a key.
 type Contexts = Mapping[str, Mapping[str, Literal["required", "optional", "forbidden"]]]
 
@@ -21,8 +39,9 @@ type Contexts = Mapping[str, Mapping[str, Literal["required", "optional", "forbi
 class Dialect:
     """How one of Elevate's APIs is spoken.
 
-    `ends_at` takes the last activity, whether an interactive notification was seen, and the
-    configured limit in seconds; it returns when Elevate has ended the session itself.
+    `identity` returns the one spelling by which the registry knows a session key. `ends_at` takes
+    the last activity, whether an interactive notification was seen, and the configured limit in
+    seconds; it returns when Elevate has ended the session itself.
     """
 
     name: str
@@ -30,6 +49,7 @@ class Dialect:
     path: str
     prefix: str
     key: dict[str, Any]
+    identity: Callable[[str], str]
     contexts: Contexts
     sends_context: bool
     needs_limit: bool
@@ -46,7 +66,10 @@ WEB_V2 = Dialect(
         "type": "string",
         "pattern": r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
         "description": "a UUID: 8-4-4-4-12 hexadecimal digits",
+        "not": PLACEHOLDER,
     },
+    # One system of a shop prints a UUID in upper case (SQL Server), another in lower case.
+    identity=str.lower,
     # Elevate 3 knows no userContext and requires both keys of every call.
     contexts={
         "PERSONALIZED": {"customerKey": "required", "sessionKey": "required"},
@@ -68,7 +91,9 @@ STOREFRONT_V3 = Dialect(
         "maxLength": 255,
         "pattern": PRINTABLE,
         "description": "1 to 255 characters, none of them a control character",
+        "not": PLACEHOLDER,
     },
+    identity=str,
     contexts={
         "PERSONALIZED": {"customerKey": "required", "sessionKey": "required"},
         "UNPERSONALIZED": {"customerKey": "forbidden", "sessionKey": "required"},

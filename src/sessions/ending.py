@@ -111,7 +111,7 @@ class Ending:
             return self._end_unclaimed(session, source)
         if not isinstance(claim, Claim):
             self._telemetry.repeated(claim, session, source)
-            return End("over" if claim == "over" else "kept")
+            return End("kept" if claim == "in flight" else "over")
         if is_past(claim.row, self._clock(), self._settings):
             settle(self._registry, self._telemetry, [(claim, Settlement("expired"))])
             self._telemetry.expired([claim.row], source)

@@ -100,11 +100,14 @@ class Registry:
             self.keep(activity.session, _number(before["requestedAt"]))
         return "over"
 
-    def claim(self, session: Session, asked_at: float) -> Claim | Literal["over", "in flight"]:
+    def claim(
+        self, session: Session, asked_at: float
+    ) -> Claim | Literal["over", "over for another", "in flight"]:
         """Take a lease on a session that is to be ended, tracked before or not.
 
-        "over": it has been ended already. "in flight": someone else holds the lease; the request
-        is written down, so that it survives if they fail. Raises UnreadableRow.
+        "over": it has been ended already, perhaps "for another" customerKey. "in flight": someone
+        else holds the lease; the request is written down, so that it survives if they fail. Raises
+        UnreadableRow.
         """
         now, lease = self._now(), uuid.uuid4().hex
         claimed, item = self._update(statements.claim(session, asked_at, now, lease), "ALL_NEW")
@@ -114,7 +117,9 @@ class Registry:
         if state == "ended":
             if "requestedAt" not in item:
                 self._update(statements.make_final(session, asked_at, now))
-            return "over"
+            theirs = item.get("endedFor", {}).get("S")
+            ours = statements.ended_for(session.customer_key)
+            return "over for another" if theirs and ours and theirs != ours else "over"
         if state not in _STATES:
             raise UnreadableRow("state is not known to this version")
         self.keep(session, asked_at)

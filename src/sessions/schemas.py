@@ -1,13 +1,14 @@
 """What callers may send: JSON Schemas, the rules of userContexts, and what checks both."""
 
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 import fastjsonschema
 
 from sessions.dialects import DIALECTS, PRINTABLE, WEB_V2, Contexts, Dialect
-from sessions.session import FieldError, InvalidPayload, Session, session_from
+from sessions.session import FieldError, InvalidPayload, Session
 
 
 def market_schema(markets: tuple[str, ...]) -> dict[str, Any]:
@@ -22,8 +23,8 @@ def market_schema(markets: tuple[str, ...]) -> dict[str, Any]:
         "minLength": 1,
         "maxLength": 255,
         "pattern": PRINTABLE,
-        "not": {"pattern": WEB_V2.key["pattern"]},
-        "description": "1 to 255 characters, none of them a control character, and no UUID",
+        "description": "1 to 255 characters, none of them a control character",
+        "not": {"type": "string", "pattern": WEB_V2.key["pattern"], "description": "a UUID"},
     }
 
 
@@ -47,6 +48,11 @@ def session_schema(
         required.append("sessionKey")
     if activity:
         properties["interactive"] = {"type": "boolean", "description": "true or false"}
+        properties["at"] = {
+            "type": "string",
+            "format": "date-time",
+            "description": "an ISO 8601 time with its offset, such as 2001-11-23T12:00:00.250Z",
+        }
     return {
         "type": "object",
         "description": "a JSON object",
@@ -54,6 +60,22 @@ def session_schema(
         "properties": properties,
         "required": required,
     }
+
+
+def moment_of(text: str) -> float:
+    """Return an ISO 8601 time with its offset from UTC as epoch seconds; raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time without its offset may be any")
+    return moment.timestamp()
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        moment_of(text)
+    except ValueError:
+        return False
+    return True
 
 
 def key_errors(contexts: Contexts, payload: dict[str, Any]) -> list[FieldError]:
@@ -73,6 +95,22 @@ def key_errors(contexts: Contexts, payload: dict[str, Any]) -> list[FieldError]:
 def renamed(prefix: str, errors: Iterable[FieldError]) -> list[FieldError]:
     """Return errors with their fields named as the caller wrote them, after a prefix."""
     return [{"field": prefix + error["field"], "detail": error["detail"]} for error in errors]
+
+
+def session_from(payload: dict[str, Any], dialect: Dialect) -> Session:
+    """Return the session of a payload that its Validator has accepted.
+
+    The registry knows it by its key's identity. Elevate is sent the key as it was given here.
+    """
+    given = payload["sessionKey"]
+    identity = dialect.identity(given)
+    return Session(
+        market=payload["market"],
+        session_key=identity,
+        customer_key=payload.get("customerKey"),
+        user_context=payload.get("userContext"),
+        given_key=given if given != identity else None,
+    )
 
 
 class Validator:
@@ -108,7 +146,7 @@ class Validator:
     @cached_property
     def _check(self) -> Callable[[Any], Any]:
         check: Callable[[Any], Any] = fastjsonschema.compile(
-            self.schema, use_default=False, fast_fail=False
+            self.schema, formats={"date-time": _is_moment}, use_default=False, fast_fail=False
         )
         return check
 
@@ -121,9 +159,12 @@ class Validator:
                 # The names are the caller's, and a key may be among them by mistake.
                 known = ", ".join(error.definition["properties"])
                 return [{"field": self._name, "detail": f"may only have the fields {known}"}]
-            case _:
+            case rule:
                 name = error.path[-1] if len(error.path) > 1 else self._name
-                return [{"field": name, "detail": "must be " + error.definition["description"]}]
+                detail = "must be " + error.definition["description"]
+                if rule == "not":
+                    detail = "must not be " + error.definition["not"]["description"]
+                return [{"field": name, "detail": detail}]
 
 
 class Validators:
@@ -140,6 +181,8 @@ class Validators:
             for name, keys in dialect.contexts.items()
             if keys["sessionKey"] != "forbidden"
         }
+
+        self._dialect = dialect
 
         def session(**parts: bool) -> Validator:
             return Validator(session_schema(dialect, contexts, markets, **parts), "body", contexts)
@@ -163,4 +206,4 @@ class Validators:
         if "sessionKey" not in visitor:
             return None
         self.session(visitor)
-        return session_from(visitor)
+        return session_from(visitor, self._dialect)

@@ -1,7 +1,8 @@
 """The values that every module may import: a session, what is known of it, and the errors."""
 
+import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from aws_lambda_powertools.utilities.validation.exceptions import SchemaValidationError
 
@@ -103,6 +104,11 @@ class Status:
     last_reason: str | None
 
 
+def hashed(key: str | None) -> str | None:
+    """Return what stands for a key in logs: the first 16 hex digits of its SHA-256."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16] if key else None
+
+
 class FieldError(TypedDict):
     """One bad field and what it must be. It never holds a value of the caller's."""
 
@@ -124,13 +130,3 @@ class RegistryUnavailable(Exception):
 
 class UnreadableRow(Exception):
     """A row has attributes or a state that this version does not understand."""
-
-
-def session_from(payload: dict[str, Any]) -> Session:
-    """Return the session of a payload that its Validator has accepted."""
-    return Session(
-        market=payload["market"],
-        session_key=payload["sessionKey"],
-        customer_key=payload.get("customerKey"),
-        user_context=payload.get("userContext"),
-    )

@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sessions.lifetime import DAY, idle_at
-from sessions.session import Activity, Claim, Row, Session, Settlement, State
+from sessions.session import Activity, Claim, Row, Session, Settlement, State, hashed
 from sessions.settings import Settings
 
 type Values = Mapping[str, Any]
@@ -50,6 +50,14 @@ def shard_of(session_key: str) -> int:
 def parked(shard: int) -> int:
     """Return the partition of the index that holds the shard's rejected sessions."""
     return -1 - shard
+
+
+def ended_for(customer_key: str | None) -> str | None:
+    """Return what the row of an ended session keeps of its customerKey, to tell another's.
+
+    It is a hash, and the same for all spellings of a UUID.
+    """
+    return hashed(customer_key and customer_key.lower())
 
 
 def wire(value: Any) -> dict[str, Any]:
@@ -103,7 +111,7 @@ def track(activity: Activity, now: int, settings: Settings) -> Update:
         now,
         sets,
         defaults,
-        removes=[*unknown, "settledAt", "lastStatus", "lastReason"],
+        removes=[*unknown, "settledAt", "endedFor", "lastStatus", "lastReason"],
         compared={"stale": activity.at - settings.slack} | _states(*_ALIVE, *FINISHED),
     )
 
@@ -275,6 +283,8 @@ def settle(claim: Claim, settlement: Settlement, now: int) -> Statement:
         case _:
             sets |= {"settledAt": claim.at}
             gone += _forgotten(row)
+    if settlement.state == "ended":
+        sets["endedFor"] = ended_for(row.session.customer_key)
     if settlement.state == "ended" and row.requested_at is not None:
         # What was asked for is done. Whoever asked again in flight asked for the same.
         return _statement(row, now, sets, gone, _OURS, claim.lease)

@@ -1,7 +1,6 @@
 """Log lines and metrics, by Powertools. No visitor's key is readable in what they write."""
 
 import contextlib
-import hashlib
 import logging
 import re
 import threading
@@ -13,23 +12,19 @@ from typing import Any
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 
-from sessions.session import FieldError, Outcome, Row, Session, Source
+from sessions.session import FieldError, Outcome, Row, Session, Source, hashed
 
 # What is shown of a name that may be anything, a visitor's key by mistake.
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ._:/-]")
 
 
-def hashed(key: str | None) -> str | None:
-    """Return what stands for a key in logs: the first 16 hex digits of its SHA-256."""
-    return hashlib.sha256(key.encode()).hexdigest()[:16] if key else None
-
-
 class Telemetry:
     """One structured line per outcome, when it happens, and an invocation's counts as metrics.
 
-    Levels: DEBUG nothing had to be sent, INFO normal, WARNING it will be tried again, ERROR someone
-    must act. Safe to share between threads; `begin` and `flush` frame an invocation.
+    Levels: DEBUG nothing had to be sent, INFO normal, WARNING it will be tried again or looks like
+    a mistake of the shop's, ERROR someone must act. Safe to share between threads; `begin` and
+    `flush` frame an invocation.
     """
 
     def __init__(self, level: str = "INFO") -> None:
@@ -73,8 +68,16 @@ class Telemetry:
             self.count("Reopened" if result == "reopened" else "TrackedTooLate")
 
     def repeated(self, result: str, session: Session, source: Source) -> None:
-        """Write the line of an end that sends nothing: the session is `over`, or `in flight`."""
-        self._write(self._logger.debug, "repeated end", session, result=result, source=source)
+        """Write the line of an end that sends nothing.
+
+        The session is `over`, `over for another` customerKey than this end's, or `in flight`.
+        """
+        is_mistake = result == "over for another"
+        log = self._logger.warning if is_mistake else self._logger.debug
+        self._write(log, "repeated end", session, result=result, source=source)
+        if is_mistake:
+            # Its key is in use after a sign-out, as that of a session which is tracked too late.
+            self.count("TrackedTooLate")
 
     def expired(self, rows: Iterable[Row], source: Source) -> None:
         """Write a line for each session that Elevate will already have ended itself."""

@@ -125,12 +125,16 @@ def test_the_operator_sees_a_session_by_its_key_and_no_keys(deployed: Deployed) 
         ]
     )
     assert shown[0]["outcome"] == "delivered"
-    code, text = deployed.operate("session", session["sessionKey"])
+    code, text = deployed.operate("session", session["sessionKey"].upper())
     assert code == 0
     assert "ended" in text
     assert session["customerKey"] not in text
     hashed = deployed.operate_json("session-hash", session["sessionKey"])["hash"]
     assert shown[0]["session"] == hashed
+    upper = session["sessionKey"].upper()
+    assert deployed.operate_json("session-hash", upper)["hash"] == hashed
+    hashed = deployed.operate_json("session-hash", "--customer", session["customerKey"])["hash"]
+    assert shown[0]["customer"] == hashed
 
 
 def test_a_status_that_elevate_has_not_given_is_shown_as_none(deployed: Deployed) -> None:
@@ -149,12 +153,13 @@ def test_a_status_that_elevate_has_not_given_is_shown_as_none(deployed: Deployed
 def test_the_operator_can_forget_a_session_or_a_visitor(deployed: Deployed) -> None:
     session = new_session()
     deployed.end(session)
-    assert deployed.operate_json("forget", session["sessionKey"]) == {"forgotten": ["UK"]}
+    assert deployed.operate_json("forget", session["sessionKey"].upper()) == {"forgotten": ["UK"]}
     code, text = deployed.operate("forget", session["sessionKey"])
     assert (code, "holds no such session" in text) == (1, True)
     visits = [new_session() | {"customerKey": session["customerKey"]} for _ in range(2)]
     for visit in visits:
         deployed.track(visit)
+    deployed.end(visits[1])
     customer = ("--customer", session["customerKey"])
     assert deployed.operate_json("forget", *customer) == {"forgotten": ["UK", "UK"]}
     assert deployed.call("GET", f"/sessions/{visits[0]['sessionKey']}").status == 404
