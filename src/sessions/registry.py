@@ -180,7 +180,8 @@ class Registry:
     def settle(self, settlements: Sequence[tuple[Claim, Settlement]]) -> list[str]:
         """Write outcomes, each if its lease is still ours; return the codes of those that failed.
 
-        A session to which something happened in flight only loses the lease, and stays due.
+        A session to which something happened in flight only loses the lease, and stays due; but not
+        one whose end was asked for before it was claimed, and asked for again.
         """
         now = self._now()
         outcomes = [one for one in settlements if one[1].state != "open"]
@@ -188,8 +189,11 @@ class Registry:
         if len(written.done) == len(settlements):
             return []
         left = [one for one in settlements if one not in written.done]
+        asked = [one for one in left if _is_delivered_request(*one)]
+        kept = self._write(asked, lambda one: statements.settle_kept(*one, now))
+        left = [one for one in left if one not in kept.done]
         given_back = self._write(left, lambda one: statements.give_back(one[0], now))
-        return [*written.failed, *given_back.failed]
+        return [*written.failed, *kept.failed, *given_back.failed]
 
     # -- calls -------------------------------------------------------------------------------
 
@@ -319,6 +323,10 @@ def _status_of(item: Item, now: float) -> Status:
         )
     except (KeyError, TypeError, ValueError):
         raise UnreadableRow("a row of the session cannot be read") from None
+
+
+def _is_delivered_request(claim: Claim, settlement: Settlement) -> bool:
+    return settlement.state == "ended" and claim.row.requested_at is not None
 
 
 def _state_of(item: Item) -> str:

@@ -16,6 +16,7 @@ PartiQL statement, one or 25 in a call. Statements remove only what the row is k
 
 import zlib
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from sessions.lifetime import DAY, idle_at
@@ -259,12 +260,32 @@ def expire(row: Row, now: int) -> Statement:
 
 
 def settle(claim: Claim, settlement: Settlement, now: int) -> Statement:
-    """Write the outcome of a claimed session.
-
-    It is settled as of its claim: any activity after that, even if it is reported later, means that
-    the visitor is back.
-    """
+    """Write the outcome of a claimed session, if nothing has happened to it in flight."""
     row = claim.row
+    # Protects a session that was tracked, or asked for, while its notification was in flight.
+    if row.due_at is None:
+        unmoved = f'{_OURS} AND "activeAt" = ? AND "dueAt" IS MISSING'
+        return _settle(claim, settlement, now, row, unmoved, row.active_at)
+    unmoved = f'{_OURS} AND "activeAt" = ? AND "dueAt" = ?'
+    return _settle(claim, settlement, now, row, unmoved, row.active_at, row.due_at)
+
+
+def settle_kept(claim: Claim, settlement: Settlement, now: int) -> Statement:
+    """Write the delivery of an end that was asked for, and asked for again in flight.
+
+    Both asked for the same. The second request is kept in the index, and goes with the first.
+    """
+    kept = f'{_OURS} AND "dueAt" > ?'
+    return _settle(claim, settlement, now, replace(claim.row, due_at=0), kept, 0)
+
+
+def _settle(
+    claim: Claim, settlement: Settlement, now: int, row: Row, condition: str, *compared: Any
+) -> Statement:
+    """Settle as of the claim; `row` says which attributes there are.
+
+    Any activity after the claim, even if it is reported later, means that the visitor is back.
+    """
     shard = shard_of(row.session.session_key)
     sets: dict[str, Any] = {
         "state": settlement.state,
@@ -280,20 +301,13 @@ def settle(claim: Claim, settlement: Settlement, now: int) -> Statement:
         case "rejected":
             sets |= {"dueAt": now, "sweepShard": parked(shard), "settledAt": claim.at}
             gone += ["interactive"] if row.interactive is not None else []
+        case "ended":
+            sets |= {"settledAt": claim.at, "endedFor": ended_for(row.session.customer_key)}
+            gone += _forgotten(row)
         case _:
             sets |= {"settledAt": claim.at}
             gone += _forgotten(row)
-    if settlement.state == "ended":
-        sets["endedFor"] = ended_for(row.session.customer_key)
-    if settlement.state == "ended" and row.requested_at is not None:
-        # What was asked for is done. Whoever asked again in flight asked for the same.
-        return _statement(row, now, sets, gone, _OURS, claim.lease)
-    # Protects a session that was tracked, or asked for, while its notification was in flight.
-    if row.due_at is None:
-        unmoved = f'{_OURS} AND "activeAt" = ? AND "dueAt" IS MISSING'
-        return _statement(row, now, sets, gone, unmoved, claim.lease, row.active_at)
-    unmoved = f'{_OURS} AND "activeAt" = ? AND "dueAt" = ?'
-    return _statement(row, now, sets, gone, unmoved, claim.lease, row.active_at, row.due_at)
+    return _statement(row, now, sets, gone, condition, claim.lease, *compared)
 
 
 def give_back(claim: Claim, now: int) -> Statement:
