@@ -75,7 +75,7 @@ MET: list[tuple[tuple[Verb, ...], str]] = [
     for outcome in OUTCOMES
 ]
 
-# Second notifications that nothing called for do no harm, but should stay rare. All of them are ends
+# Second notifications that nothing called for do no harm, but should stay rare. All are of ends
 # that were asked for while a sweep was sending the same: its claim does not stand for a request.
 NEEDLESS = 1 / 100
 
