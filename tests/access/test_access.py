@@ -26,7 +26,7 @@ from local.stack import BIN, REGION, ROOT, Stack, StackError
 
 ORIGIN = "https://www.shop.example"
 # MiniStack ignores the limits of single routes as AWS writes them: all get those of open ends.
-OPEN = {"ApiAuth": "NONE", "CorsOrigin": ORIGIN, "OpenRateLimit": "10000"}
+OPEN = {"ApiAuth": "NONE", "CorsOrigins": ORIGIN, "OpenRateLimit": "10000"}
 KMS_KEY = f"arn:aws:kms:{REGION}:000000000000:key/{uuid.UUID(int=1)}"
 # Parameters that no other test deploys.
 OPTIONS = {
@@ -167,7 +167,7 @@ def test_every_input_gets_a_documented_answer(stack: Stack, tmp_path: Path, dial
         stack.deploy(OPEN | {"ElevateApi": dialect})
     seconds = int(os.environ.get("FUZZ", "20")) // 2  # the other half is the other dialect's
     document = tmp_path / "openapi.json"
-    document.write_text(json.dumps(interface({"HasApiKey", "HasCorsOrigin"})))
+    document.write_text(json.dumps(interface({"HasApiKey", "HasCorsOrigins"})))
     fuzzed = subprocess.run(
         [
             str(BIN / "schemathesis"),
@@ -211,9 +211,9 @@ def test_changed_settings_are_live_at_once_and_calls_must_be_signed(stack: Stack
 
 def test_rules_rates_and_quotas_hold(stack: Stack) -> None:
     with pytest.raises(StackError):
-        stack.deploy({"ApiAuth": "NONE", "CorsOrigin": ""})
+        stack.deploy({"ApiAuth": "NONE", "CorsOrigins": ""})
     log = (stack.folder / "sam-deploy.log").read_text()
-    assert "ApiAuth NONE is for browsers, so it needs CorsOrigin." in log
+    assert "ApiAuth NONE is for browsers, so it needs CorsOrigins." in log
 
     stack.deploy(OPEN | {"OpenRateLimit": "1"})
     answers = [call(stack, "POST", "/sessions/end", {}, session())[0] for _ in range(3)]
