@@ -75,6 +75,8 @@ def _refuse_auth(given: dict[str, str]) -> None:
             raise StackError("`make run` signs no calls: give API_AUTH=API_KEY or NONE.")
         case "NONE" if "CorsOrigins" not in given:
             raise StackError("API_AUTH=NONE is for browsers, so it needs CORS_ORIGINS.")
+        case "NONE" if given.get("Markets") == "":
+            raise StackError("With API_AUTH=NONE anybody may call, so it needs MARKETS.")
 
 
 def _refuse_unknown(makeflags: str) -> None:

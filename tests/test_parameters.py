@@ -32,6 +32,7 @@ OPEN = {"API_AUTH": "NONE", "CORS_ORIGINS": "https://shop.se,http://localhost:30
         ({"API_AUTH": "OPEN"}, "give API_KEY or AWS_IAM or NONE."),
         ({"API_AUTH": "AWS_IAM"}, "`make run` signs no calls"),
         ({"API_AUTH": "NONE"}, "API_AUTH=NONE is for browsers, so it needs CORS_ORIGINS."),
+        ({"MARKETS": ""} | OPEN, "With API_AUTH=NONE anybody may call, so it needs MARKETS."),
         (
             {"MAKEFLAGS": " -- MARKET=UK"},
             "`make run` does not know MARKET: did you mean MARK",

@@ -271,7 +271,7 @@ def test_open_ends_need_origins_and_markets() -> None:
     rule = template()["Rules"]["OpenEndsNeedOriginsAndMarkets"]
     assert rule["RuleCondition"] == ["ApiAuth", "NONE"]
     demanded = [assertion["Assert"] for assertion in rule["Assertions"]]
-    assert demanded == [[["CorsOrigins", ""]]]
+    assert demanded == [[["CorsOrigins", ""]], [["Markets", ""]]]
 
 
 def test_origins_are_given_as_browsers_send_them() -> None:
