@@ -20,6 +20,8 @@ PARAMETERS = {
     "SESSION_LIMIT_MINUTES": "SessionLimitMinutes",
     "RETRY_BASE_SECONDS": "RetryBaseSeconds",
     "SWEEP_CONCURRENCY": "SweepConcurrency",
+    "API_AUTH": "ApiAuth",
+    "CORS_ORIGINS": "CorsOrigins",
 }
 _OTHERS = ("PORT", "ELEVATE_PORT", "PLAYGROUND_PORT", "FOLDER")
 # What make itself accepts.
@@ -38,6 +40,7 @@ def parameters(environment: Mapping[str, str]) -> dict[str, str]:
         if wrong := _wrong(value, template[name]):
             raise StackError(f"{variable}={value} is not valid: {wrong}")
         given[name] = value
+    _refuse_auth(given)
     return given
 
 
@@ -63,6 +66,17 @@ def _wrong(value: str, rules: dict[str, Any]) -> str:
     if len(value) > rules.get("MaxLength", len(value)):
         return f"give at most {rules['MaxLength']} characters."
     return ""
+
+
+def _refuse_auth(given: dict[str, str]) -> None:
+    """Refuse what the template's rules refuse, and what the playground cannot do."""
+    match given.get("ApiAuth"):
+        case "AWS_IAM":
+            raise StackError("`make run` signs no calls: give API_AUTH=API_KEY or NONE.")
+        case "NONE" if "CorsOrigins" not in given:
+            raise StackError("API_AUTH=NONE is for browsers, so it needs CORS_ORIGINS.")
+        case "NONE" if given.get("Markets") == "":
+            raise StackError("With API_AUTH=NONE anybody may call, so it needs MARKETS.")
 
 
 def _refuse_unknown(makeflags: str) -> None:

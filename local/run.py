@@ -91,6 +91,8 @@ def _show(service: Service, given: dict[str, str], seconds: float) -> None:
     elevate = shlex.quote(info["elevateUrl"])
     idle = given.get("SessionIdleMinutes", "30")
     cluster = given.get("ElevateClusterId")
+    gateway_port = info["awsEndpointUrl"].rpartition(":")[2]
+    api_id = info["apiUrl"].split("/")[-2]
     print(f"""
 Ready after {seconds:.0f} s. The schedule sweeps every minute and ends sessions after {idle} quiet
 minutes. Ends go to {info["elevateUrl"] or f"your cluster {cluster}"}. Ctrl-C stops everything.
@@ -110,6 +112,8 @@ Track a session. It will be ended when it goes quiet:
 Read its state:
 
   {head} "$URL/sessions/{tracked}"
+
+Elevate's own client finds its routes at  http://{api_id}.execute-api.localhost:{gateway_port}
 
 What the functions log:
 """)

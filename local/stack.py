@@ -109,7 +109,7 @@ class Stack:
             *overrides,
         )
         self.info = self._describe(given)
-        self._put_gateway_responses()
+        self._put_gateway_responses(given)
         (self.folder / "stack.json").write_text(json.dumps(self.info, indent=2) + "\n")
         return self.info
 
@@ -268,20 +268,17 @@ class Stack:
             self._say(log.read_text(errors="replace"))
             raise StackError(f"`sam {arguments[0]}` failed; its output is above.")
 
-    def _put_gateway_responses(self) -> None:
+    def _put_gateway_responses(self, parameters: dict[str, str]) -> None:
         """Set the gateway's own answers, which MiniStack does not read from openapi.yaml."""
         gateway = self.client("apigateway")
         at = {"restApiId": self.api_id}
-        stage = gateway.get_stage(**at, stageName="api")
-        origin = stage.get("variables", {}).get("corsOrigin")
-        answers = interface({"HasCorsOrigin"} if origin else ())
+        answers = interface({"HasCorsOrigins"} if parameters.get("CorsOrigins") else ())
         for kind, answer in answers["x-amazon-apigateway-gateway-responses"].items():
-            headers = answer["responseParameters"]
             gateway.put_gateway_response(
                 **at,
                 responseType=kind,
                 statusCode=str(answer["statusCode"]),
-                responseParameters=headers | ({_ORIGIN: f"'{origin}'"} if origin else {}),
+                responseParameters=answer["responseParameters"],
                 responseTemplates=answer["responseTemplates"],
             )
         gateway.create_deployment(**at, stageName="api")
@@ -312,7 +309,6 @@ class Stack:
         }
 
 
-_ORIGIN = "gatewayresponse.header.Access-Control-Allow-Origin"
 _FUNCTIONS = ("end", "track", "sweep")
 
 

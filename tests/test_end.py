@@ -130,9 +130,78 @@ def test_what_is_not_declared_json_is_refused(headers: Any) -> None:
     assert call(sample("api_end", headers=headers))["statusCode"] == 415
 
 
-def test_a_charset_does_no_harm() -> None:
-    headers = {"CONTENT-TYPE": "application/json; charset=utf-8"}
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/json; charset=utf-8", "text/plain;charset=UTF-8"],  # the latter is a beacon's
+)
+def test_a_charset_does_no_harm(content_type: str) -> None:
+    headers = {"CONTENT-TYPE": content_type}
     assert call(sample("api_end", headers=headers))["statusCode"] == 204
+
+
+def test_tracking_takes_no_plain_text() -> None:
+    """No page tracks by a beacon, which cannot carry the key."""
+    answer = track.handle(sample("api_track", headers={"Content-Type": "text/plain"}), Context())
+    assert answer is not None
+    assert answer["statusCode"] == 415
+
+
+CORS = "Access-Control-"
+SHOPS = ("https://shop.se", "https://shop.no")
+
+
+@pytest.fixture
+def shops(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name the origins of a shop with two sites."""
+    monkeypatch.setenv("CORS_ORIGINS", ",".join(SHOPS))
+    forget()
+
+
+def cors(answer: dict[str, Any]) -> dict[str, str]:
+    """Return what an answer says to a browser."""
+    return {n: value for n, value in answer["headers"].items() if n.startswith(CORS)}
+
+
+@pytest.mark.usefixtures("shops")
+@pytest.mark.parametrize("origin", SHOPS)
+@pytest.mark.parametrize("body", [None, sample("api_end")["body"]], ids=["refused", "ended"])
+def test_a_page_of_a_shop_may_read_every_answer(origin: str, body: str | None) -> None:
+    headers = {"content-type": "application/json", "origin": origin}
+    answer = call(sample("api_end", headers=headers, body=body))
+    assert answer["statusCode"] == (204 if body else 400)
+    assert answer["headers"]["Vary"] == "Origin"
+    assert cors(answer) == {
+        f"{CORS}Allow-Origin": origin,
+        f"{CORS}Allow-Credentials": "true",
+        f"{CORS}Expose-Headers": "Location, Retry-After",
+    }
+
+
+@pytest.mark.usefixtures("shops")
+def test_a_page_of_a_shop_may_ask_before_it_sends() -> None:
+    answer = call(sample("api_end", httpMethod="OPTIONS", headers={"Origin": SHOPS[1]}))
+    asked = cors(answer)
+    assert (answer["statusCode"], asked[f"{CORS}Allow-Methods"]) == (204, "POST")
+    assert (asked[f"{CORS}Allow-Origin"], asked[f"{CORS}Allow-Credentials"]) == (SHOPS[1], "true")
+    assert "content-type" in asked[f"{CORS}Allow-Headers"]
+
+
+@pytest.mark.usefixtures("shops")
+@pytest.mark.parametrize("method", ["OPTIONS", "POST"])
+@pytest.mark.parametrize(
+    "origin", ["https://shop.example", "https://shop.s", "null", "", ",".join(SHOPS), None]
+)
+def test_a_page_of_others_reads_nothing(origin: str | None, method: str) -> None:
+    headers = {"Content-Type": "application/json"} | ({"Origin": origin} if origin else {})
+    answer = call(sample("api_end", httpMethod=method, headers=headers))
+    assert (answer["statusCode"], cors(answer)) == (204, {})
+    assert answer["headers"]["Vary"] == "Origin"
+
+
+def test_without_origins_no_answer_speaks_to_browsers() -> None:
+    headers = {"Content-Type": "application/json", "Origin": ""}
+    answer = call(sample("api_end", headers=headers))
+    assert (cors(answer), "Vary" in answer["headers"]) == ({}, False)
 
 
 @pytest.mark.parametrize("body", [None, "", "null", "{", "[]", '{"a":1,"a":1}', "1e999", "\ud800"])

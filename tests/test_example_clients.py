@@ -2,7 +2,11 @@
 
 import http.server
 import json
+import re
+import shutil
+import subprocess
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from clients import COMMANDS, EXAMPLES, Client
+from clients import COMMANDS, EXAMPLES, Client, need
 
 SESSION = {
     "market": "Sverige & Norge/ü",
@@ -159,6 +163,85 @@ def test_an_api_that_never_answers_holds_up_no_page(api: Api, language: str) -> 
     # The driver itself is given 60 seconds.
     assert Client(language, api.url).calls(("track", SESSION)) == [True]
     assert len(api.received) == 1
+
+
+# What a page has and Node has not: here a localStorage that is full, and cookies. It prints what
+# the page posted, the keys that it has then, and what the next page will find.
+_PAGE = """
+const [module, stored, ...steps] = JSON.parse(process.argv[1]);
+const value = {
+  kept: stored,
+  getItem: () => value.kept,
+  setItem: () => { throw new DOMException("full", "QuotaExceededError"); },
+  removeItem: () => { value.kept = null; },
+};
+Object.defineProperty(globalThis, "localStorage", { value });
+const cookies = new Map([["other", "1"]]), attributes = [];
+globalThis.location = { hostname: "www.shop.example", protocol: "https:" };
+globalThis.document = {
+  get cookie() { return [...cookies].map((pair) => pair.join("=")).join("; "); },
+  set cookie(text) {
+    const [pair, ...more] = text.split("; ");
+    cookies.set(...pair.split("="));
+    attributes.push(more.join("; "));
+  },
+};
+globalThis.addEventListener = () => {};
+const posted = [];
+globalThis.fetch = async (path, { body }) => { posted.push([path, JSON.parse(body)]); return {}; };
+const page = await import(module);
+for (const [name, ...given] of steps) await page[name](...given);
+const next = [value.kept, Object.fromEntries(cookies), attributes];
+console.log(JSON.stringify([posted, page.session(), next]));
+"""
+
+
+def browse(module: Path, stored: str | None, *steps: list[Any]) -> Any:
+    """Take a page's steps; return what it posted, its keys, and what the next page will find."""
+    need("node")
+    given = json.dumps([str(module), stored, *steps])
+    command = ["node", "--input-type=module", "--eval", _PAGE, given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_sign_out_is_told_where_localstorage_is_full() -> None:
+    """The vendor's reset() throws there, after it has renewed the keys in memory."""
+    if not (EXAMPLES / "node_modules").exists():
+        pytest.skip("Elevate's own client is not installed: npm ci --prefix examples")
+    old = {name: SIGNED_IN[name] for name in ("customerKey", "sessionKey")}
+    kept = json.dumps(old | {"customerKey": "anonymous"}, separators=(",", ":"))
+    steps = ["signedIn", old["customerKey"]], ["signedOut"]
+    posted, keys, (left, _, _) = browse(EXAMPLES / "browser.mjs", kept, *steps)
+    assert posted == [["/elevate/track", old | {"interactive": False}], ["/elevate/end", old]]
+    assert not set(keys.values()) & set(old.values())
+    assert left is None, "the next page would be in the session that has ended"
+
+
+def test_on_elevate_3_the_keys_are_in_cookies(tmp_path: Path) -> None:
+    # Given browser.mjs with the import that its comment names
+    shutil.copy(EXAMPLES / "elevate-3.mjs", tmp_path)
+    written = (EXAMPLES / "browser.mjs").read_text()
+    changed, count = re.subn(r"import .*\n// On Elevate 3: (import .*)", r"\1", written)
+    assert count == 1
+    (module := tmp_path / "browser.mjs").write_text(changed)
+    # When a visitor looks around, signs in and signs out
+    customer = str(uuid.uuid4())
+    steps = ["track"], ["signedIn", customer], ["signedOut"]
+    posted, keys, (_, cookies, attributes) = browse(module, None, *steps)
+    # Then the session of the first page is ended under the customer's key, and both keys are new.
+    (_, first), (_, signed_in), (path, ended) = posted
+    assert path == "/elevate/end"
+    assert ended == {"customerKey": customer, "sessionKey": first["sessionKey"]}
+    assert signed_in == ended | {"interactive": False}
+    assert not set(keys.values()) & {*first.values(), customer}
+    assert all(uuid.UUID(key).version == 4 for key in keys.values())
+    # Then the library finds them where Voyado says that it looks.
+    named = {f"apptus.{name}": key for name, key in keys.items()}
+    assert cookies == {"other": "1"} | named
+    place = "domain=www.shop.example; path=/"
+    assert set(attributes) == {f"{place}; max-age=31536000; secure", f"{place}; secure"}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ SEVENTY = ",".join(f"BRAND{n}_EN-GB" for n in range(70))
 VPC_ENDPOINT = (
     f"https://vpce-0123456789abcdef0-a1b2c3d4.vpce-svc-{'0' * 17}.eu-west-1.vpce.amazonaws.com"
 )
+OPEN = {"API_AUTH": "NONE", "CORS_ORIGINS": "https://shop.se,http://localhost:3000"}
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,11 @@ VPC_ENDPOINT = (
         ({"MARKETS": "ü" * 501}, "give at most 1,000 characters, or 500 where one is not ASCII"),
         ({"MARKETS": "UK,\t"}, "give at most 1,000 characters, or 500 where one is not ASCII"),
         ({"ELEVATE_BASE_URL": "https://" + "x" * 193}, "give at most 200 characters."),
+        ({"CORS_ORIGINS": "*"}, "CORS_ORIGINS=* is not valid: give origins as browsers send them"),
+        ({"API_AUTH": "OPEN"}, "give API_KEY or AWS_IAM or NONE."),
+        ({"API_AUTH": "AWS_IAM"}, "`make run` signs no calls"),
+        ({"API_AUTH": "NONE"}, "API_AUTH=NONE is for browsers, so it needs CORS_ORIGINS."),
+        ({"MARKETS": ""} | OPEN, "With API_AUTH=NONE anybody may call, so it needs MARKETS."),
         (
             {"MAKEFLAGS": " -- MARKET=UK"},
             "`make run` does not know MARKET: did you mean MARK",
@@ -60,6 +66,7 @@ def test_what_is_invalid_is_refused_in_one_line(given: dict[str, str], said: str
             {"SESSION_IDLE_MINUTES": "240", "ELEVATE_API": "storefront-v3"},
             {"SessionIdleMinutes": "240", "ElevateApi": "storefront-v3"},
         ),
+        (OPEN, {"ApiAuth": "NONE", "CorsOrigins": OPEN["CORS_ORIGINS"]}),
         ({"MAKEFLAGS": r"j2 -- MARKETS=Norge\ X=1 PYTHON=python3.13"}, {}),
     ],
 )

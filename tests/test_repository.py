@@ -69,7 +69,7 @@ def test_nothing_is_built_where_credentials_can_be_asked_for() -> None:
 def test_every_parameter_of_the_deploy_workflow_arrives_whole(tmp_path: Path) -> None:
     (sam := tmp_path / "sam").write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
     sam.chmod(0o755)
-    wanted = {"ElevateClusterId": "w1a2", "Markets": "UK,Sverige & Norge=x", "CorsOrigin": ""}
+    wanted = {"ElevateClusterId": "w1a2", "Markets": "UK,Sverige & Norge=x", "CorsOrigins": ""}
     given = {"PARAMETERS": "".join(f"{name}={value}\n" for name, value in wanted.items())}
     done = subprocess.run(
         ["bash", "-e", "-c", commands(DEPLOY)[-1]],  # noqa: S607 - as the workflow does

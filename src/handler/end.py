@@ -22,8 +22,12 @@ def handle(event: Any, context: Any) -> Answer | None:
     return None
 
 
+# `navigator.sendBeacon(url, json)` sends its text as text/plain, and lets no page say otherwise.
+_TYPES = ("application/json", "text/plain")
+
+
 def _end_one(app: Application, event: dict[str, Any]) -> Answer:
-    payload = json_body(event)
+    payload = json_body(event, _TYPES)
     app.validators.session(payload)
     session = session_from(payload, app.settings.dialect)
     end = app.ending.end(session, int(time.time()), "api")

@@ -1,7 +1,7 @@
 """HTTP: API Gateway's proxy events in, answers and problems (RFC 9457) out."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -12,10 +12,13 @@ from sessions.telemetry import Telemetry
 
 MAX_BODY_BYTES = 16 * 1024
 RETRY_AFTER_SECONDS = 30
-# What a page may send; a signed call carries the last four.
-HEADERS = (
-    "content-type, x-api-key, authorization, x-amz-content-sha256, x-amz-date, x-amz-security-token"
-)
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "POST",
+    # A signed call carries the last four.
+    "Access-Control-Allow-Headers": "content-type, x-api-key, "
+    "authorization, x-amz-content-sha256, x-amz-date, x-amz-security-token",
+    "Access-Control-Max-Age": "7200",
+}
 
 type Answer = dict[str, Any]
 # What serves a method and a resource, as openapi.yaml names them.
@@ -62,7 +65,7 @@ def answer(status: HTTPStatus, body: Any = None, headers: dict[str, str] | None 
 def respond(app: Application, event: dict[str, Any], routes: Routes) -> Answer:
     """Return the answer of an event's route: the one place that turns exceptions into answers.
 
-    Pages of the configured origin may read it.
+    Pages of the configured origins may read it.
     """
     request_id = str((event.get("requestContext") or {}).get("requestId", ""))
     app.telemetry.begin(request_id)
@@ -75,12 +78,7 @@ def respond(app: Application, event: dict[str, Any], routes: Routes) -> Answer:
         answered = answer(problem.status, problem.body | {"requestId": request_id}, head)
     finally:
         app.telemetry.flush()
-    if origin := (event.get("stageVariables") or {}).get("corsOrigin"):
-        answered["headers"] |= {
-            "Access-Control-Allow-Origin": origin,
-            "Access-Control-Expose-Headers": "Location, Retry-After",
-            "Vary": "Origin",
-        }
+    answered["headers"] |= _for_browsers(app, event)
     return answered
 
 
@@ -106,12 +104,29 @@ def _problem_of(error: Exception, telemetry: Telemetry) -> Problem:
 
 def preflight(app: Application, event: dict[str, Any]) -> Answer:
     """Answer what a browser asks before it calls; `respond` names the origin that may."""
-    headers = {
-        "Access-Control-Allow-Methods": "POST",
-        "Access-Control-Allow-Headers": HEADERS,
-        "Access-Control-Max-Age": "7200",
+    return answer(HTTPStatus.NO_CONTENT, headers=_PREFLIGHT if _allows(app, event) else None)
+
+
+def _for_browsers(app: Application, event: dict[str, Any]) -> dict[str, str]:
+    """Return the headers that let a page of a configured origin read an answer.
+
+    Credentials are allowed because `sendBeacon` always sends in that mode, and asks before it sends
+    a Blob. That opens nothing: no cookie is read here, and a page must know a key to send it.
+    """
+    if not app.settings.cors_origins:
+        return {}
+    if not _allows(app, event):
+        return {"Vary": "Origin"}
+    return {
+        "Access-Control-Allow-Origin": _header(event, "origin"),
+        "Access-Control-Allow-Credentials": "true",
+        "Access-Control-Expose-Headers": "Location, Retry-After",
+        "Vary": "Origin",
     }
-    return answer(HTTPStatus.NO_CONTENT, headers=headers)
+
+
+def _allows(app: Application, event: dict[str, Any]) -> bool:
+    return _header(event, "origin") in app.settings.cors_origins
 
 
 def unavailable(detail: str, retry_after: int = RETRY_AFTER_SECONDS) -> Problem:
@@ -131,12 +146,10 @@ def lost(retry_after: int) -> Problem:
     return unavailable("Neither Elevate nor the session registry can be reached.", retry_after)
 
 
-def json_body(event: dict[str, Any]) -> Any:
-    """Return the body's JSON value; raises Problem 400, 413 or 415."""
-    headers = {name.lower(): value for name, value in (event.get("headers") or {}).items()}
-    content_type = str(headers.get("content-type", "")).split(";")[0].strip().lower()
-    if content_type != "application/json":
-        detail = "must be application/json"
+def json_body(event: dict[str, Any], types: Sequence[str] = ("application/json",)) -> Any:
+    """Return the JSON value of a body of one of these types; raises Problem 400, 413 or 415."""
+    if _header(event, "content-type").split(";")[0].strip().lower() not in types:
+        detail = f"must be {' or '.join(types)}"
         _refuse("content-type", detail, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type")
     if event.get("isBase64Encoded"):
         _refuse("body", "must be JSON text, not base64")
@@ -148,6 +161,12 @@ def json_body(event: dict[str, Any]) -> Any:
         return json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         _refuse("body", "must be valid JSON, with each name given once")
+
+
+def _header(event: dict[str, Any], name: str) -> str:
+    """Return a header's value by its name in lower case; "" where it was not sent."""
+    headers = {given.lower(): value for given, value in (event.get("headers") or {}).items()}
+    return str(headers.get(name, ""))
 
 
 def path_key(event: dict[str, Any]) -> str:

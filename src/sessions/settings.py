@@ -29,6 +29,7 @@ class Settings:
     connect_timeout: float = 1.0
     read_timeout: float = 3.0
     markets: tuple[str, ...] = ()
+    cors_origins: frozenset[str] = frozenset()  # whose pages may send ends
     idle: int = 30 * 60
     session_limit: int = 24 * 60 * 60
     concurrency: int = 16
@@ -67,6 +68,7 @@ class Settings:
             elevate_url=_elevate_url(environment, dialect),
             dialect=dialect,
             markets=_markets(environment.get("MARKETS", "")),
+            cors_origins=frozenset(filter(None, environment.get("CORS_ORIGINS", "").split(","))),
             log_level=level,
             **numbers,
         )

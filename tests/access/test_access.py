@@ -4,9 +4,11 @@ MiniStack checks API keys, rates, quotas, the template's rules, and that calls a
 signature itself. It ignores permissions boundaries, reserved concurrency and a function's KMS key.
 """
 
+import http.server
 import json
 import os
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -20,13 +22,15 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+from playwright.sync_api import Browser, Page
 
 from local.interface import interface
 from local.stack import BIN, REGION, ROOT, Stack, StackError
+from stack.conftest import wait_for
 
 ORIGIN = "https://www.shop.example"
 # MiniStack ignores the limits of single routes as AWS writes them: all get those of open ends.
-OPEN = {"ApiAuth": "NONE", "CorsOrigin": ORIGIN, "OpenRateLimit": "10000"}
+OPEN = {"ApiAuth": "NONE", "CorsOrigins": ORIGIN, "OpenRateLimit": "10000"}
 KMS_KEY = f"arn:aws:kms:{REGION}:000000000000:key/{uuid.UUID(int=1)}"
 # Parameters that no other test deploys.
 OPTIONS = {
@@ -51,11 +55,33 @@ NOT_CHECKED = (
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
+def port() -> Iterator[int]:
+    """Serve the shop's pages, which are empty; return their port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Log nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        serve = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serve.start()
+        yield server.server_port
+        server.shutdown()
+        serve.join()
+
+
+@pytest.fixture(scope="module")
+def stack(port: int) -> Iterator[Stack]:
     with Stack(ROOT / ".local" / "test-access") as stack:
         stack.start_elevate()
         stack.build()
-        stack.deploy(OPEN)
+        stack.deploy(OPEN | {"CorsOrigins": f"{ORIGIN},http://localhost:{port}"})
         yield stack
 
 
@@ -120,6 +146,7 @@ def test_a_page_of_the_shop_may_end_sessions_and_do_nothing_else(stack: Stack) -
     assert headers["Access-Control-Allow-Origin"] == ORIGIN
     allowed = headers["Access-Control-Allow-Headers"].split(", ")
     assert {"content-type", "x-api-key", "authorization", "x-amz-date"} <= set(allowed)
+    assert headers["Access-Control-Allow-Credentials"] == "true"
     status, headers, _ = call(stack, "POST", "/sessions/end", {"Origin": ORIGIN}, visitor)
     assert (status, headers["Access-Control-Allow-Origin"]) == (204, ORIGIN)
     # So may anyone who guesses a session; however often, Elevate gets one notification.
@@ -134,6 +161,79 @@ def test_a_page_of_the_shop_may_end_sessions_and_do_nothing_else(stack: Stack) -
     assert call(stack, "PUT", path_of(visitor), {"Origin": ORIGIN}, {})[0] == 403
     known = {"x-api-key": stack.info["apiKey"]}
     assert call(stack, "GET", path_of(visitor), known)[0] == 200
+
+
+# How a page can send an end: to which route, and how. docs/api.md has them in a table.
+OURS, ELEVATES = "url + '/sessions/end'", "url + '/v2/notifications/end?' + query"
+JSON = "{'content-type': 'application/json'}"
+BEACONS = [
+    f"navigator.sendBeacon({OURS}, json)",
+    f"navigator.sendBeacon({OURS}, new Blob([json], {{type: 'application/json'}}))",
+    f"navigator.sendBeacon({ELEVATES})",
+]
+FETCHES = [
+    f"fetch({OURS}, {{method: 'POST', keepalive: true, body: json}})",
+    f"fetch({OURS}, {{method: 'POST', keepalive: true, body: json, headers: {JSON}}})",
+    f"fetch({ELEVATES}, {{method: 'POST', keepalive: true}})",
+]
+ASK_FIRST = {BEACONS[1], FETCHES[1]}
+PATIENCE = 120  # seconds
+
+
+def on(page: Page, stack: Stack, visitor: dict[str, str], script: str) -> Any:
+    """Run a script on a page that knows the API and the visitor's keys; return its value."""
+    query = urllib.parse.urlencode({f"esales.{name}": value for name, value in visitor.items()})
+    known = [stack.info["apiUrl"], json.dumps(visitor), query]
+    return page.evaluate(f"async ([url, json, query]) => {script}", known)
+
+
+@pytest.mark.parametrize("way", BEACONS)
+def test_a_page_sends_a_beacon(stack: Stack, browser: Browser, port: int, way: str) -> None:
+    visitor = session()
+    with browser.new_page() as page:
+        page.goto(f"http://localhost:{port}")
+        assert on(page, stack, visitor, way) is True
+        wait_for(lambda: received(stack, visitor), PATIENCE)
+
+
+@pytest.mark.parametrize("way", FETCHES)
+def test_a_page_reads_what_it_is_answered(
+    stack: Stack, browser: Browser, port: int, way: str
+) -> None:
+    visitor = session()
+    with browser.new_page() as page:
+        page.goto(f"http://localhost:{port}")
+        assert on(page, stack, visitor, f"(await {way}).status") == 204
+        assert received(stack, visitor) == 1
+        # The gateway's own answers too.
+        assert on(page, stack, visitor, "(await fetch(url + '/sessions/x')).status") == 403
+
+
+@pytest.mark.parametrize("way", BEACONS + FETCHES)
+def test_a_page_that_is_left_sends_its_end(
+    stack: Stack, browser: Browser, port: int, way: str
+) -> None:
+    visitor = session()
+    with browser.new_page() as page:
+        page.goto(f"http://localhost:{port}")
+        on(page, stack, visitor, f"{{ addEventListener('pagehide', () => {{ {way} }}) }}")
+        page.goto("about:blank")
+        wait_for(lambda: received(stack, visitor), PATIENCE)
+
+
+@pytest.mark.parametrize("way", FETCHES)
+def test_a_page_of_others_reads_no_answer(
+    stack: Stack, browser: Browser, port: int, way: str
+) -> None:
+    visitor = session()
+    with browser.new_page() as page:
+        page.goto(f"http://127.0.0.1:{port}")
+        assert (
+            on(page, stack, visitor, f"{way}.then(() => 'read', error => error.name)")
+            == "TypeError"
+        )
+        # As at Elevate itself, it need not read an answer to end a session whose keys it knows.
+        assert received(stack, visitor) == (way not in ASK_FIRST)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +258,7 @@ def test_the_gateways_own_answers_are_problems(stack: Stack) -> None:
     status, headers, body = call(stack, "GET", "/sessions/any", {"x-api-key": "guessed"})
     assert (status, json.loads(body)["detail"]) == (403, "The API key is missing or not known.")
     assert headers["Content-Type"] == "application/problem+json"
-    assert headers["Access-Control-Allow-Origin"] == ORIGIN
+    assert headers["Access-Control-Allow-Origin"] == "*"
 
 
 @pytest.mark.parametrize("dialect", ["web-v2", "storefront-v3"])
@@ -167,7 +267,7 @@ def test_every_input_gets_a_documented_answer(stack: Stack, tmp_path: Path, dial
         stack.deploy(OPEN | {"ElevateApi": dialect})
     seconds = int(os.environ.get("FUZZ", "20")) // 2  # the other half is the other dialect's
     document = tmp_path / "openapi.json"
-    document.write_text(json.dumps(interface({"HasApiKey", "HasCorsOrigin"})))
+    document.write_text(json.dumps(interface({"HasApiKey", "HasCorsOrigins"})))
     fuzzed = subprocess.run(
         [
             str(BIN / "schemathesis"),
@@ -211,9 +311,13 @@ def test_changed_settings_are_live_at_once_and_calls_must_be_signed(stack: Stack
 
 def test_rules_rates_and_quotas_hold(stack: Stack) -> None:
     with pytest.raises(StackError):
-        stack.deploy({"ApiAuth": "NONE", "CorsOrigin": ""})
+        stack.deploy({"ApiAuth": "NONE", "CorsOrigins": ""})
     log = (stack.folder / "sam-deploy.log").read_text()
-    assert "ApiAuth NONE is for browsers, so it needs CorsOrigin." in log
+    assert "ApiAuth NONE is for browsers, so it needs CorsOrigins." in log
+    with pytest.raises(StackError):
+        stack.deploy(OPEN | {"Markets": ""})
+    log = (stack.folder / "sam-deploy.log").read_text()
+    assert "With ApiAuth NONE anybody may call, so it needs Markets." in log
 
     stack.deploy(OPEN | {"OpenRateLimit": "1"})
     answers = [call(stack, "POST", "/sessions/end", {}, session())[0] for _ in range(3)]

@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -93,7 +95,8 @@ def test_run_shows_how_to_call_it_and_leaves_nothing_behind(tmp_path: Path) -> N
     assert all(is_running(group) for group in left)
 
     # When it is run again
-    with run(tmp_path / "second", SESSION_IDLE_MINUTES="7") as second:
+    open_to_pages = {"API_AUTH": "NONE", "CORS_ORIGINS": "http://localhost:3000"}
+    with run(tmp_path / "second", SESSION_IDLE_MINUTES="7", **open_to_pages) as second:
         wait_for(lambda: second.says("Building"), 60)
         # Then what was left is gone,
         wait_for(lambda: not any(is_running(group) for group in left))
@@ -120,6 +123,16 @@ def test_run_shows_how_to_call_it_and_leaves_nothing_behind(tmp_path: Path) -> N
             state = json.load(answer)
         assert {session["state"] for session in state["sessions"]} == {"open", "ended"}
         assert [line["outcome"] for line in state["log"] if "outcome" in line] == ["delivered"]
+        # A client of Elevate's finds its route at the address for it, without a key.
+        (origin,) = re.findall(r"routes at {2}(http://\S+)\n", second.output)
+        asked = urllib.request.Request(
+            f"{info['awsEndpointUrl']}/api/storefront/v3/notifications/end",
+            headers={"Host": urlsplit(origin).netloc},
+            method="POST",
+        )
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(asked, timeout=20)
+        assert urlsplit(origin).port == urlsplit(info["awsEndpointUrl"]).port
         assert info["apiUrl"] in second.output
         assert info["apiKey"] in second.output
 
