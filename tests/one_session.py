@@ -61,15 +61,17 @@ class Event(NamedTuple):
 
 
 class Tracked(NamedTuple):
-    """A sign of life at `dated` was reported."""
+    """A sign of life at `dated` was reported at `at`."""
 
+    at: int
     dated: int
     answer: str
 
 
 class Ended(NamedTuple):
-    """An end was asked for at `dated`; no answer ("") means that the process was killed."""
+    """An end of `dated` was answered at `at`; with "", if the process was killed instead."""
 
+    at: int
     dated: int
     answer: str
 
@@ -189,13 +191,14 @@ class OneSession:
         dated = self.now - LATE if verb.startswith("late ") else self.now
         match verb:
             case "track" | "late track":
-                self._facts.append(Tracked(dated, self._ending.track(Activity(SESSION, dated))))
+                answer: str = self._ending.track(Activity(SESSION, dated))
+                self._facts.append(Tracked(self.now, dated, answer))
             case "end" | "late end":
                 answer = ""
                 try:
                     answer = self._ending.end(SESSION, dated, "event").result
                 finally:
-                    self._facts.append(Ended(dated, answer))
+                    self._facts.append(Ended(self.now, dated, answer))
             case "sweep":
                 self._sweep()
 
