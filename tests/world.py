@@ -152,7 +152,7 @@ def all_that_happens(
     world.event(track, "session_active", over)  # too late
     world.event(end, "session_ended", over)  # once more
     track.handle(sample("session_active", **{"detail-type": "Session Lost"}), Context())
-    world.event(end, "session_ended", world.session(), world.session(), seconds=1)  # only kept
+    world.event(end, "session_ended", world.session(), world.session(), seconds=1)  # put back
     for name, prefix in (("api_elevate_v2", "esales."), ("api_elevate_storefront_v3", "")):
         for market in ("UK", world.key()):
             query = {prefix + n: [v] for n, v in (world.session() | {"market": market}).items()}

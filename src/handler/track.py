@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from handler.application import Application, application
-from handler.events import consume, demand_all, happened_at, until_of, valid
+from handler.events import conclude, consume, happened_at, until_of, valid
 from handler.http import Answer, Problem, answer, is_call, json_body, path_key, query, respond
 from sessions.session import Activity, InvalidPayload, Status, session_from
 
@@ -58,7 +58,7 @@ def _track_all(app: Application, context: Any, event: dict[str, Any]) -> None:
     at = happened_at(event)
     activities = [_activity(payload, at) for payload in payloads]
     tracked = app.ending.track_all(activities, until_of(context, calls=1))
-    demand_all("not tracked", tracked.count("lost"), len(tracked), refused)
+    conclude(app.telemetry, partial(app.put, "Session Active", at), payloads, tracked, refused)
 
 
 def _activity(payload: dict[str, Any], at: int) -> Activity:

@@ -99,6 +99,10 @@ class Telemetry:
         )
         self.count("RegistryFailed")
 
+    def put_back(self, sessions: int, events: int) -> None:
+        """Write how many sessions of a list there was no time for, and the events they go in."""
+        self._write(self._logger.info, "put back", sessions=sessions, events=events)
+
     def refused(self, errors: list[FieldError], source: Source) -> None:
         """Write the line of one refused input: which fields, never what they held.
 
