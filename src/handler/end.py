@@ -28,7 +28,7 @@ def _end_one(app: Application, event: dict[str, Any]) -> Answer:
     session = session_from(payload)
     end = app.ending.end(session, int(time.time()), "api")
     match end.result:
-        case "delivered" | "over":
+        case "delivered" | "over" | "outdated":
             return answer(HTTPStatus.NO_CONTENT)
         case "kept":
             key, market = quote(session.session_key, safe=""), quote(session.market, safe="")

@@ -41,11 +41,12 @@ BACKOFF_LIMIT = 15 * 60
 class End:
     """What became of one explicit end.
 
-    `over`: Elevate had ended the session before. `kept`: written down and due again. `lost`:
-    neither Elevate nor the registry took it; the caller must try again after `retry_after` seconds.
+    `over`: Elevate had ended the session before. `outdated`: its visitor was active after the end
+    was asked for. `kept`: written down and due again. `lost`: neither Elevate nor the registry took
+    it; the caller must try again after `retry_after` seconds.
     """
 
-    result: Literal["delivered", "over", "rejected", "kept", "lost"]
+    result: Literal["delivered", "over", "outdated", "rejected", "kept", "lost"]
     status: int | None = None
     reason: str = ""
     retry_after: int = 1
@@ -101,6 +102,9 @@ class Ending:
         except (RegistryUnavailable, UnreadableRow) as error:
             self._telemetry.registry_failed("claim", error, session)
             return self._end_unclaimed(session, source)
+        if claim == "outdated":
+            self._telemetry.outdated(session, source)
+            return End("outdated")
         if not isinstance(claim, Claim):
             self._telemetry.repeated(claim, session, source)
             return End("over" if claim == "over" else "kept")

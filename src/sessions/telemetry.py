@@ -76,6 +76,10 @@ class Telemetry:
         """Write the line of an end that sends nothing: the session is `over`, or `in flight`."""
         self._write(self._logger.debug, "repeated end", session, result=result, source=source)
 
+    def outdated(self, session: Session, source: Source) -> None:
+        """Write the line of an end that came late: the session was active after it."""
+        self._write(self._logger.info, "outdated", session, outcome="outdated", source=source)
+
     def expired(self, rows: Iterable[Row], source: Source) -> None:
         """Write a line for each session that Elevate will already have ended itself."""
         for row in rows:
