@@ -382,15 +382,6 @@ def test_an_unexpected_error_names_no_key(
     assert failed.value.__cause__ is None
 
 
-def test_a_long_event_is_kept_for_the_sweep_when_time_is_short(elevate: FakeElevate) -> None:
-    end.handle(sample("sessions_ended"), Context(seconds=1))
-    assert elevate.received == []
-    answer = track.handle(sample("api_status"), Context())
-    assert answer is not None
-    (state,) = json.loads(answer["body"])["sessions"]
-    assert (state["state"], state["attempts"]) == ("open", 0)
-
-
 def test_a_web_v2_cluster_does_not_know_unpersonalized_visitors() -> None:
     answer = call(with_body("api_end", userContext="UNPERSONALIZED"))
     assert [error["field"] for error in problem(answer)["errors"]] == ["userContext"]

@@ -81,7 +81,7 @@ def test_a_late_event_for_a_session_that_is_long_over_sends_nothing(
 def test_many_ends_at_once(service: Service, clock: Clock, elevate: FakeElevate) -> None:
     sessions = [(new_session(), int(clock.now)) for _ in range(60)]
     ends = service.ending.end_all(sessions, "event", FOREVER)
-    assert {e.result for e in ends} == {"delivered"}
+    assert set(ends) == {End("delivered", 204)}
     assert sorted(elevate.keys()) == sorted(s.session_key for s, _ in sessions)
 
 
@@ -105,14 +105,13 @@ def test_a_list_is_ended_by_as_many_threads_as_are_configured(
     assert most == 2
 
 
-def test_ends_that_run_out_of_time_are_kept_for_the_sweep(
+def test_of_ends_that_run_out_of_time_the_first_is_done(
     service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:
     sessions = [(new_session(), int(clock.now)) for _ in range(3)]
     ends = service.ending.end_all(sessions, "event", until=time.monotonic())
-    assert {e.result for e in ends} == {"kept"}
-    assert elevate.received == []
-    assert sweep(service).counts["delivered"] == 3
+    assert ends == [End("delivered", 204), None, None]
+    assert elevate.keys() == [sessions[0][0].session_key]
 
 
 # -- a registry that is down -------------------------------------------------------------------
@@ -187,18 +186,14 @@ def test_an_end_without_a_registry_is_logged_and_reported(
     assert (notified["attempt"], notified["source"]) == (1, source)
 
 
-@pytest.mark.parametrize("operation", ["track", "keep"])
-def test_what_cannot_be_written_down_is_lost_and_logged(
-    without_registry: Service, clock: Clock, log: Log, operation: str
+def test_a_track_that_cannot_be_written_down_is_lost_and_logged(
+    without_registry: Service, clock: Clock, log: Log
 ) -> None:
-    session, now = new_session(), int(clock.now)
-    ending = without_registry.ending
-    if operation == "track":
-        assert ending.track_all([Activity(session, now)], FOREVER) == ["lost"]
-    else:
-        assert ending.end_all([(session, now)], "event", time.monotonic()) == [End("lost")]
+    session = new_session()
+    activities = [Activity(session, int(clock.now))]
+    assert without_registry.ending.track_all(activities, FOREVER) == ["lost"]
     (line,) = log()
-    assert (line["operation"], line["session"]) == (operation, hashed(session.session_key))
+    assert (line["operation"], line["session"]) == ("track", hashed(session.session_key))
     assert line["error"] == "RegistryUnavailable: EndpointConnectionError"
 
 

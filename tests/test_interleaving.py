@@ -170,6 +170,30 @@ def test_a_sign_out_during_the_settlement_of_an_idle_end_is_final(
     assert service.ending.track(Activity(session, int(clock.now))) == "over"
 
 
+def test_activity_between_a_refused_claim_and_its_keep_outdates_an_old_end(
+    shaky: Service, service: Service, between: Between, clock: Clock, elevate: FakeElevate
+) -> None:
+    """An old event meets a sweep's lease; before it is kept, the visitor comes back."""
+    (session,) = tracked(service, clock, 1)
+    asked_at = clock.now
+    clock.turn(IDLE)
+
+    def come_back() -> None:
+        assert service.ending.track(Activity(session, int(clock.now))) == "tracked"
+
+    between.before = second_call(come_back)
+
+    def old_end() -> None:
+        shaky.ending.end(session, asked_at, "event")
+
+    elevate.before_answer = old_end
+    sweep(service)
+    elevate.before_answer = lambda: None
+    assert state(service, session) == "open"
+    clock.turn(2 * MINUTE)
+    assert service.ending.track(Activity(session, int(clock.now))) == "tracked"
+
+
 def test_activity_between_claim_and_settlement_that_arrives_later_reopens(
     service: Service, clock: Clock, elevate: FakeElevate
 ) -> None:

@@ -68,7 +68,9 @@ def test_levels_say_who_must_act(all_that_happens: World, log: Log) -> None:
     normal = {
         ("notification", "delivered", "INFO"),
         ("expired", "expired", "INFO"),
+        ("outdated", "outdated", "INFO"),
         ("sweep", None, "INFO"),
+        ("put back", None, "INFO"),
         ("refused", "api", "INFO"),  # its caller has the answer
     }
     assert found == normal | tried_again | someone_must_act

@@ -119,12 +119,14 @@ class Sessions(RuleBasedStateMachine):
         self.delivered: Counter[str] = Counter()
         self.excused: Counter[str] = Counter()
         self.accepted: set[str] = set()
-        self.asked: set[str] = set()
+        self.asked: Counter[str] = Counter()
         self.kept: set[str] = set()
         self.over: set[str] = set()
         # A sweep continues after any exception, so violations are collected here.
         self.wrong: list[str] = []
         self.tracked_at: dict[str, float] = {}
+        # Of any track, also of those whose process was killed or got no answer.
+        self.active_at: dict[str, float] = {}
         # What a process could know of them: the tracks before its last call, which is its claim.
         self.known: dict[str, float] = {}
 
@@ -153,7 +155,7 @@ class Sessions(RuleBasedStateMachine):
         claimed = not self.blind
         if claimed and key in self.in_flight:
             self.wrong.append("two notifications in flight")
-        if key not in self.asked:
+        if not self.asked[key]:
             quiet = self.clock.now - self.known.get(key, 0)
             if quiet < IDLE - self.settings.slack:
                 self.wrong.append("an active session was ended")
@@ -181,6 +183,7 @@ class Sessions(RuleBasedStateMachine):
 
         def use(service: Service) -> None:
             key = session.session_key
+            self.active_at[key] = self.clock.now
             if service.ending.track(Activity(session, int(self.clock.now), interactive)) != "over":
                 assert key not in self.kept, "a sign-out was undone"
                 self.accepted.add(key)
@@ -195,12 +198,18 @@ class Sessions(RuleBasedStateMachine):
     def end(self, number: int, trouble: list[str], late: int) -> None:
         session = self.sessions[number]
         key = session.session_key
-        if self.delivered[key] and key not in self.asked:
+        if self.delivered[key] and not self.asked[key]:
             self.excused[key] += 1  # a visitor who signs out had come back
-        self.asked.add(key)
+        newest = int(self.clock.now) - late + self.settings.slack
+        is_old = not self.asked[key] and self.tracked_at.get(key, 0) > newest
+        self.asked[key] += 1
 
         def use(service: Service) -> None:
-            result = service.ending.end(session, int(self.clock.now) - late, "api").result
+            result = service.ending.end(session, int(self.clock.now) - late, "event").result
+            if result == "outdated":
+                assert self.active_at.get(key, 0) > newest, "an end was dropped"
+                self.asked[key] -= 1
+            assert result == "outdated" or not is_old or trouble, "an old end was taken"
             # "delivered" and "rejected" are outcomes, known to the caller; "kept" is a promise.
             if result == "kept":
                 self.accepted.add(session.session_key)

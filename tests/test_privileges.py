@@ -73,7 +73,7 @@ def drive_end(elevate: FakeElevate, others: Registry) -> None:
         keys = {"sessionKey": str(uuid.uuid4())}
         end.handle(with_body("api_end", **keys), Context())
         end.handle(sample("sessions_ended"), Context())
-        end.handle(sample("sessions_ended"), Context(seconds=1))  # only kept
+        end.handle(sample("sessions_ended"), Context(seconds=1))  # put back
 
 
 def drive_track(elevate: FakeElevate, others: Registry) -> None:
@@ -81,6 +81,8 @@ def drive_track(elevate: FakeElevate, others: Registry) -> None:
         track.handle(sample("api_track"), Context())
         track.handle(sample("api_status"), Context())
         track.handle(sample("session_active"), Context())
+    sessions = [sample("session_active")["detail"]] * 2
+    track.handle(sample("session_active", detail={"sessions": sessions}), Context(seconds=1))
     with pytest.raises(InvalidEvent):
         track.handle(sample("session_active", detail={}), Context())
 

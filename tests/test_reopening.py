@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from emulated import Clock, FakeElevate
+from emulated import Clock, FakeElevate, Log
 from endings import (
     ALL_SHARDS,
     IDLE,
@@ -21,6 +21,7 @@ from endings import (
 from sessions.lifetime import DAY, HOUR, MINUTE
 from sessions.session import Activity, Session, Settlement
 from sessions.settings import Settings
+from sessions.statements import LEASE_SECONDS
 
 FOREVER = 1e9
 
@@ -102,6 +103,86 @@ def test_a_late_explicit_end_is_not_sent_after_an_idle_end_but_is_final(
     assert item(session)["requestedAt"] == {"N": str(before)}
     assert back(service, session, clock) == "over"
     assert len(elevate.received) == 1
+
+
+# -- ends that come late -----------------------------------------------------------------------
+
+
+def came_late(service: Service, clock: Clock, seconds: float) -> tuple[Session, str]:
+    """End a session by an event that was so long (seconds) before its latest activity."""
+    (session,) = tracked(service, clock, 1)
+    return session, service.ending.end(session, clock.now - seconds, "event").result
+
+
+def test_an_end_from_before_the_latest_activity_is_not_sent_and_not_final(
+    service: Service, clock: Clock, elevate: FakeElevate, item: Any, log: Log
+) -> None:
+    """A dead-letter message that is redriven after hours: its visitor has come back meanwhile."""
+    session, result = came_late(service, clock, 2 * HOUR)
+    assert (result, elevate.received) == ("outdated", [])
+    assert "requestedAt" not in item(session)
+    (line,) = log()
+    assert (line["message"], line["outcome"], line["source"]) == ("outdated", "outdated", "event")
+    clock.turn(2 * MINUTE)
+    assert back(service, session, clock) == "tracked"
+    clock.turn(IDLE)
+    assert sweep(service).counts["delivered"] == 1
+
+
+@pytest.mark.parametrize(("more", "result"), [(0, "delivered"), (1, "outdated")])
+def test_activity_is_newer_than_an_end_by_more_than_the_slack(
+    service: Service, clock: Clock, settings: Settings, more: int, result: str
+) -> None:
+    """Within it the order is not known: clocks differ, and a page view overtakes the sign-out."""
+    assert came_late(service, clock, settings.slack + more)[1] == result
+
+
+def test_an_end_from_before_the_latest_activity_is_not_final_after_an_idle_end_either(
+    service: Service, clock: Clock, elevate: FakeElevate
+) -> None:
+    session = ended_as_idle(service, clock)
+    assert service.ending.end(session, clock.now - 2 * HOUR, "event").result == "outdated"
+    clock.turn(MINUTE)
+    assert back(service, session, clock) == "reopened"
+    assert len(elevate.received) == 1
+
+
+@pytest.mark.parametrize("before", ["rejected", "expired"])
+def test_an_end_from_before_the_latest_activity_changes_nothing_of_what_is_over(
+    service: Service, clock: Clock, elevate: FakeElevate, settings: Settings, item: Any, before: str
+) -> None:
+    elevate.statuses = [400]
+    (session,) = tracked(service, clock, 1)
+    clock.turn(settings.session_limit + settings.slack if before == "expired" else IDLE)
+    sweep(service)
+    row = item(session)
+    long_ago = clock.now - settings.session_limit - 2 * HOUR
+    assert service.ending.end(session, long_ago, "event").result == "outdated"
+    assert (state(service, session), item(session)) == (before, row)
+
+
+def test_an_end_from_before_the_latest_activity_is_not_kept_while_the_idle_end_is_in_flight(
+    service: Service, clock: Clock, elevate: FakeElevate
+) -> None:
+    (session,) = tracked(service, clock, 1)
+    clock.turn(IDLE)
+    late: list[str] = []
+    before = clock.now - 2 * HOUR
+    elevate.before_answer = lambda: late.append(service.ending.end(session, before, "event").result)
+    assert sweep(service).counts["delivered"] == 1
+    assert (late, state(service, session)) == (["outdated"], "ended")
+    clock.turn(MINUTE)
+    assert back(service, session, clock) == "reopened"
+
+
+def test_an_older_request_for_what_has_been_asked_for_is_not_outdated(
+    service: Service, clock: Clock, elevate: FakeElevate
+) -> None:
+    """A function died between its claim and its answer: nobody else may ask again."""
+    session = new_session()
+    service.registry.claim(session, clock.now)
+    clock.turn(LEASE_SECONDS)
+    assert service.ending.end(session, clock.now - 2 * HOUR, "event").result == "delivered"
 
 
 def test_old_activity_reopens_nothing(service: Service, clock: Clock, elevate: FakeElevate) -> None:

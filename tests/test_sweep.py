@@ -10,7 +10,7 @@ import pytest
 from emulated import FakeElevate
 from handler import sweep
 from handler.application import Application
-from handler.events import InvalidEvent
+from handler.events import MOST_EVENTS, InvalidEvent
 from invoking import Context, FakeBus, forget, sample
 from sessions.session import Activity, Session
 from sessions.statements import SHARDS
@@ -118,10 +118,10 @@ def test_nothing_is_handed_over_where_elevates_rate_is_limited(
 def test_what_the_bus_does_not_take_is_not_reported_as_handed_over(
     application: Application, bus: FakeBus, log: Any
 ) -> None:
-    bus.takes = 1
+    bus.takes = 1  # of each call
     quiet(application, 40)
     sweep.handle(sample("scheduled_sweep"), Context(seconds=5))
-    assert (line(log)["unfinished"], line(log)["handed_over"]) == (SHARDS, 1)
+    assert (line(log)["unfinished"], line(log)["handed_over"]) == (SHARDS, SHARDS / MOST_EVENTS)
 
 
 def test_a_bus_that_takes_nothing_does_not_fail_the_sweep(

@@ -17,7 +17,7 @@ from handler import application as shared
 from handler import end, sweep, track
 from handler.application import Application
 from handler.events import EventFailed, InvalidEvent, NotKept
-from invoking import Context, FakeBus, forget, sample
+from invoking import Context, FakeBus, forget, moment, sample
 from sessions.elevate import Elevate
 from sessions.session import Activity, Session
 
@@ -106,6 +106,12 @@ class World:
         later = Activity(session, int(time.time()) + 1)
         assert self.application.ending.track(later) == "reopened"
 
+    def late_end(self) -> None:
+        session = self.session()
+        self.event(track, "session_active", session)
+        two_hours_ago = moment(time.time() - 7200)
+        end.handle(sample("session_ended", detail=session, time=two_hours_ago), Context())
+
     def held_back(self) -> None:
         self.elevate.before_answer = lambda: time.sleep(0.3)  # longer than the read time-out
         for _ in range(3):
@@ -152,8 +158,9 @@ def all_that_happens(
     world.event(track, "session_active", over)  # too late
     world.event(end, "session_ended", over)  # once more
     world.event(end, "session_ended", over | {"customerKey": world.key()})  # another visitor
+    world.late_end()
     track.handle(sample("session_active", **{"detail-type": "Session Lost"}), Context())
-    world.event(end, "session_ended", world.session(), world.session(), seconds=1)  # only kept
+    world.event(end, "session_ended", world.session(), world.session(), seconds=1)  # put back
     for name, prefix in (("api_elevate_v2", "esales."), ("api_elevate_storefront_v3", "")):
         for market in ("UK", world.key()):
             query = {prefix + n: [v] for n, v in (world.session() | {"market": market}).items()}

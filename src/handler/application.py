@@ -1,10 +1,11 @@
 """What all handlers share, built once per execution environment."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-from handler.events import put_sweeps
+from handler.events import put_events
 from sessions import aws
 from sessions.elevate import Elevate
 from sessions.ending import Ending
@@ -17,13 +18,17 @@ from sessions.telemetry import Telemetry
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """What a handler needs."""
+    """What a handler needs.
+
+    `put` puts events on the stack's own bus; see `put_events`.
+    """
 
     settings: Settings
     telemetry: Telemetry
     validators: Validators
     ending: Ending
     sweeper: Sweeper
+    put: Callable[[str, int | None, list[dict[str, Any]]], int]
 
 
 @cache
@@ -34,14 +39,17 @@ def application() -> Application:
     registry = Registry(settings, aws.client("dynamodb", settings.concurrency))
     elevate = Elevate(settings)
 
-    def hand_over(details: list[dict[str, Any]]) -> int:
-        # Few sweeps hand over, so the client is made when one does.
-        return put_sweeps(aws.client("events"), settings.event_bus_name, telemetry, details)
+    def put(detail_type: str, at: int | None, details: list[dict[str, Any]]) -> int:
+        # Few invocations put events, so the client is made when one does.
+        bus = aws.client("events")
+        return put_events(bus, settings.event_bus_name, telemetry, detail_type, at, details)
 
     return Application(
         settings,
         telemetry,
         Validators(settings.dialect, settings.markets),
         Ending(settings, registry, elevate, telemetry),
-        Sweeper(settings, registry, elevate, telemetry, hand_over),
+        # What the bus does not take is still due, and the schedule's next tick finds it.
+        Sweeper(settings, registry, elevate, telemetry, partial(put, "Session Sweep", None)),
+        put,
     )

@@ -37,7 +37,7 @@ def _end(app: Application, event: dict[str, Any], spoken: Dialect) -> Answer:
         return answer(HTTPStatus.NO_CONTENT)
     end = app.ending.end(session, int(time.time()), "api")
     match end.result:
-        case "delivered" | "over" | "kept":
+        case "delivered" | "over" | "outdated" | "kept":
             return answer(HTTPStatus.NO_CONTENT)
         case "rejected":
             raise rejected(HTTPStatus.BAD_REQUEST, end.status, end.reason)

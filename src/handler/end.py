@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from handler.application import Application, application
 from handler.elevate_routes import end_as_storefront_v3, end_as_web_v2
-from handler.events import consume, demand_all, happened_at, until_of, valid
+from handler.events import conclude, consume, happened_at, until_of, valid
 from handler.http import Answer, answer, is_call, json_body, lost, preflight, rejected, respond
 from sessions.schemas import session_from
 
@@ -32,7 +32,7 @@ def _end_one(app: Application, event: dict[str, Any]) -> Answer:
     session = session_from(payload, app.settings.dialect)
     end = app.ending.end(session, int(time.time()), "api")
     match end.result:
-        case "delivered" | "over":
+        case "delivered" | "over" | "outdated":
             return answer(HTTPStatus.NO_CONTENT)
         case "kept":
             key, market = quote(session.session_key, safe=""), quote(session.market, safe="")
@@ -50,8 +50,8 @@ def _end_all(app: Application, context: Any, event: dict[str, Any]) -> None:
     at = happened_at(event)
     sessions = [(session_from(payload, app.settings.dialect), at) for payload in payloads]
     ends = app.ending.end_all(sessions, "event", until_of(context, calls=2))
-    lost = sum(end.result == "lost" for end in ends)
-    demand_all("neither delivered nor kept", lost, len(ends), refused)
+    results = [end.result if end else None for end in ends]
+    conclude(app.telemetry, partial(app.put, "Session Ended", at), payloads, results, refused)
 
 
 ROUTES = {

@@ -1,11 +1,11 @@
-"""EventBridge: events in, hand-overs out.
+"""EventBridge: events in; what there was no time for out again.
 
 If part of an event cannot be done, it raises: Lambda then makes it a dead-letter message.
 """
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import batched
 from typing import Any
 
@@ -24,6 +24,16 @@ MAX_SESSIONS = 20_000
 # So many invalid entries of a list are described; the others are counted.
 DESCRIBED = 10
 
+# What is put back on the bus is put in parts of so many bytes at most: three times the 64 KB that
+# EventBridge bills, and about as many sessions as one invocation ends. An event may be 1 MiB today,
+# but for years 256 KB were the most, also for what an event becomes when it fails: a message, with
+# Lambda's record around it.
+MOST_BYTES = 192 * 1024
+
+# So many events a call at most. EventBridge takes ten, and 1 MiB in all: here 768 KB, which are
+# less than that even with their quotes escaped.
+MOST_EVENTS = 4
+
 # Elevate has ended every session that was last active so long ago (seconds).
 OLDEST = 15 * DAY
 
@@ -33,7 +43,7 @@ class InvalidEvent(Exception):
 
 
 class NotKept(Exception):
-    """Neither Elevate nor the registry took all of an event; Lambda will deliver it again."""
+    """Neither Elevate, nor the registry, nor the bus took all of it: Lambda delivers it again."""
 
 
 class EventFailed(Exception):
@@ -94,19 +104,51 @@ def valid(
     return accepted, refused
 
 
-def demand_all(what: str, lost: int, of: int, refused: list[list[FieldError]]) -> None:
-    """Raise NotKept if sessions of an event are lost, else InvalidPayload if some were refused.
+def conclude(
+    telemetry: Telemetry,
+    put: Callable[[list[dict[str, Any]]], int],
+    payloads: list[dict[str, Any]],
+    results: Sequence[str | None],
+    refused: list[list[FieldError]],
+) -> None:
+    """Put back on the bus what there was no time for, whose result is None; raise what went wrong.
 
-    What is lost is delivered again, and with it what is refused.
+    Raises NotKept if something is `lost`, or the bus does not take all: the whole event is then
+    delivered again, so nothing is put back beside what is lost, and what is done is `over`. Raises
+    InvalidPayload if entries were refused.
+
+    This comes to an end: each pass does one session at least (Ending sees to it), so what it puts
+    back is less than what it got; and a pass that fails is one of the three that Lambda gives it.
     """
-    if lost:
-        raise NotKept(f"{lost} of {of} sessions {what}")
+    if lost := results.count("lost"):
+        raise NotKept(f"{lost} of {len(results)} sessions are lost")
+    left = [payload for payload, result in zip(payloads, results, strict=True) if result is None]
+    if left:
+        details = _parts(left)
+        taken = put(details)
+        telemetry.put_back(len(left), taken)
+        if taken < len(details):
+            raise NotKept(f"{len(left)} of {len(results)} sessions were not put back")
     if refused:
         errors = [error for entry in refused[:DESCRIBED] for error in entry]
         if len(refused) > DESCRIBED:
             others = f"{len(refused) - DESCRIBED} more are invalid"
             errors.append(FieldError(field="sessions", detail=others))
         raise InvalidPayload(errors)
+
+
+def _parts(sessions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the details of events that hold these sessions, none larger than MOST_BYTES."""
+    detail = {"sessions": sessions}
+    if len(_json(detail)) <= MOST_BYTES:
+        return [detail]
+    middle = len(sessions) // 2
+    return _parts(sessions[:middle]) + _parts(sessions[middle:])
+
+
+def _json(detail: dict[str, Any]) -> str:
+    """Return a detail as it is sent: ASCII, so a character is a byte."""
+    return json.dumps(detail, separators=(",", ":"))
 
 
 def happened_at(event: dict[str, Any]) -> int:
@@ -129,30 +171,40 @@ def believed(at: float) -> float:
 def until_of(context: Any, calls: int) -> float:
     """Return when to begin with no further session of a list (monotonic seconds).
 
-    The last one may still make so many calls that hang.
+    The last one may still make so many calls that hang. Where none does, the rest is put back in
+    that time; where one does, and a session is lost by it, nothing is.
     """
     left = context.get_remaining_time_in_millis() / 1000
     return float(time.monotonic() + left - calls * aws.HANGING_CALL)
 
 
-def put_sweeps(
-    bus: aws.Client, bus_name: str, telemetry: Telemetry, details: list[dict[str, Any]]
+def put_events(
+    bus: aws.Client,
+    bus_name: str,
+    telemetry: Telemetry,
+    detail_type: str,
+    at: int | None,
+    details: list[dict[str, Any]],
 ) -> int:
-    """Put `Session Sweep` events on the stack's own bus; return how many it took.
+    """Put events on the stack's own bus; return how many it took.
 
-    What it does not take is still due, and the schedule's next tick finds it.
+    They happened `at` (epoch seconds; None is now).
     """
-    entry = {
+    entry: dict[str, Any] = {
         "EventBusName": bus_name,
         "Source": "elevate-sessions",
-        "DetailType": "Session Sweep",
+        "DetailType": detail_type,
     }
+    if at is not None:
+        entry["Time"] = at
     taken = 0
-    for some in batched(details, 10, strict=False):
+    for some in batched(details, MOST_EVENTS, strict=False):
+        entries = [entry | {"Detail": _json(detail)} for detail in some]
         try:
-            entries = [entry | {"Detail": json.dumps(detail)} for detail in some]
-            taken += len(some) - bus.put_events(Entries=entries)["FailedEntryCount"]
+            answer = bus.put_events(Entries=entries)
         except (BotoCoreError, ClientError) as error:
             telemetry.crashed(error)
             break
+        # botocore makes {} of an answer that was cut short.
+        taken += len(some) - answer.get("FailedEntryCount", len(some))
     return taken

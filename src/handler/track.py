@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from handler.application import Application, application
-from handler.events import believed, consume, demand_all, happened_at, until_of, valid
+from handler.events import believed, conclude, consume, happened_at, until_of, valid
 from handler.http import Answer, Problem, answer, is_call, json_body, path_key, query, respond
 from sessions.schemas import moment_of, session_from
 from sessions.session import Activity, InvalidPayload, Status
@@ -60,7 +60,7 @@ def _track_all(app: Application, context: Any, event: dict[str, Any]) -> None:
     at = happened_at(event)
     activities = [_activity(app, payload, at) for payload in payloads]
     tracked = app.ending.track_all(activities, until_of(context, calls=1))
-    demand_all("not tracked", tracked.count("lost"), len(tracked), refused)
+    conclude(app.telemetry, partial(app.put, "Session Active", at), payloads, tracked, refused)
 
 
 def _activity(app: Application, payload: dict[str, Any], at: float) -> Activity:

@@ -41,11 +41,12 @@ BACKOFF_LIMIT = 15 * 60
 class End:
     """What became of one explicit end.
 
-    `over`: Elevate had ended the session before. `kept`: written down and due again. `lost`:
-    neither Elevate nor the registry took it; the caller must try again after `retry_after` seconds.
+    `over`: Elevate had ended the session before. `outdated`: its visitor was active after the end
+    was asked for. `kept`: written down and due again. `lost`: neither Elevate nor the registry took
+    it; the caller must try again after `retry_after` seconds.
     """
 
-    result: Literal["delivered", "over", "rejected", "kept", "lost"]
+    result: Literal["delivered", "over", "outdated", "rejected", "kept", "lost"]
     status: int | None = None
     reason: str = ""
     retry_after: int = 1
@@ -78,25 +79,17 @@ class Ending:
         self._telemetry.tracked(tracked, activity.session)
         return tracked
 
-    def track_all(self, activities: Sequence[Activity], until: float) -> list[Tracked]:
-        """Track many; those not reached before `until` (monotonic seconds) are `lost`."""
+    def track_all(self, activities: Sequence[Activity], until: float) -> list[Tracked | None]:
+        """Track many; None for each that was not reached, see `_each`."""
 
         def track(activity: Activity) -> Tracked:
-            if time.monotonic() >= until:
-                return "lost"
             try:
                 return self.track(activity)
             except RegistryUnavailable as error:
                 self._telemetry.registry_failed("track", error, activity.session)
                 return "lost"
 
-        # One session's activities in order, so that the last one counts; sessions side by side.
-        groups: dict[tuple[str, str], list[Activity]] = {}
-        for activity in activities:
-            key = activity.session.session_key, activity.session.market
-            groups.setdefault(key, []).append(activity)
-        tracked = self._each(list(groups.values()), lambda group: [track(a) for a in group])
-        return [result for group in tracked for result in group]
+        return self._each(activities, [activity.session for activity in activities], track, until)
 
     def status(self, session_key: str) -> list[Status]:
         """Return the session's state in each market. Raises RegistryUnavailable, UnreadableRow."""
@@ -109,6 +102,9 @@ class Ending:
         except (RegistryUnavailable, UnreadableRow) as error:
             self._telemetry.registry_failed("claim", error, session)
             return self._end_unclaimed(session, source)
+        if claim == "outdated":
+            self._telemetry.outdated(session, source)
+            return End("outdated")
         if not isinstance(claim, Claim):
             self._telemetry.repeated(claim, session, source)
             return End("kept" if claim == "in flight" else "over")
@@ -127,27 +123,39 @@ class Ending:
 
     def end_all(
         self, sessions: Sequence[tuple[Session, float]], source: Source, until: float
-    ) -> list[End]:
-        """End many; those not reached before `until` (monotonic seconds) are kept as due."""
+    ) -> list[End | None]:
+        """End many; None for each that was not reached, see `_each`."""
+        return self._each(
+            sessions,
+            [session for session, _ in sessions],
+            lambda one: self.end(*one, source),
+            until,
+        )
 
-        def end(one: tuple[Session, float]) -> End:
-            session, asked_at = one
-            if time.monotonic() < until:
-                return self.end(session, asked_at, source)
-            try:
-                self._registry.keep(session, asked_at)
-            except RegistryUnavailable as error:
-                self._telemetry.registry_failed("keep", error, session)
-                return End("lost")
-            return End("kept")
+    def _each[T, R](
+        self, many: Sequence[T], sessions: Sequence[Session], do: Callable[[T], R], until: float
+    ) -> list[R | None]:
+        """Do what is to be done of each session; None where `until` (monotonic seconds) had passed.
 
-        return self._each(sessions, end)
+        One session's in their order, so that the last one counts; sessions side by side. The first
+        of all is done in any case, so whoever comes again with what was not reached has less.
+        """
+        results: list[R | None] = [None] * len(many)
+        groups: dict[tuple[str, str], list[int]] = {}
+        for number, session in enumerate(sessions):
+            groups.setdefault((session.session_key, session.market), []).append(number)
 
-    def _each[T, R](self, many: Sequence[T], do: Callable[[T], R]) -> list[R]:
+        def work(numbers: list[int]) -> None:
+            for number in numbers:
+                if number == 0 or time.monotonic() < until:
+                    results[number] = do(many[number])
+
         if len(many) == 1:
-            return [do(many[0])]
-        with ThreadPoolExecutor(self._settings.concurrency) as threads:
-            return list(threads.map(do, many))
+            work([0])
+        else:
+            with ThreadPoolExecutor(self._settings.concurrency) as threads:
+                list(threads.map(work, groups.values()))
+        return results
 
     def _end_unclaimed(self, session: Session, source: Source) -> End:
         """Notify without a claim: a registry that is down must not keep visitors signed in."""

@@ -102,36 +102,39 @@ class Registry:
 
     def claim(
         self, session: Session, asked_at: float
-    ) -> Claim | Literal["over", "over for another", "in flight"]:
+    ) -> Claim | Literal["over", "over for another", "in flight", "outdated"]:
         """Take a lease on a session that is to be ended, tracked before or not.
 
         "over": it has been ended already, perhaps "for another" customerKey. "in flight": someone
-        else holds the lease; the request is written down, so that it survives if they fail. Raises
-        UnreadableRow.
+        else holds the lease; the request is written down, so that it survives if they fail.
+        "outdated": its visitor was active after the request. Raises UnreadableRow.
         """
-        now, lease = self._now(), uuid.uuid4().hex
-        claimed, item = self._update(statements.claim(session, asked_at, now, lease), "ALL_NEW")
+        now, lease, slack = self._now(), uuid.uuid4().hex, self._settings.slack
+        update = statements.claim(session, asked_at, now, lease, slack)
+        claimed, item = self._update(update, "ALL_NEW")
         if claimed:
             return Claim(_row_of(item), lease, now)
         state = _state_of(item)
+        if state not in _STATES:
+            raise UnreadableRow("state is not known to this version")
+        if _active_unasked(item) > statements.newest(asked_at, slack):
+            return "outdated"
         if state == "ended":
             if "requestedAt" not in item:
-                self._update(statements.make_final(session, asked_at, now))
+                self._update(statements.make_final(session, asked_at, now, slack))
             theirs = item.get("endedFor", {}).get("S")
             ours = statements.ended_for(session.customer_key)
             return "over for another" if theirs and ours and theirs != ours else "over"
-        if state not in _STATES:
-            raise UnreadableRow("state is not known to this version")
         self.keep(session, asked_at)
         return "in flight"
 
     def keep(self, session: Session, asked_at: float) -> None:
         """Write down that a session is to be ended, due at once, without claiming it."""
-        now = self._now()
-        kept, _ = self._update(statements.keep(session, asked_at, now))
+        now, slack = self._now(), self._settings.slack
+        kept, _ = self._update(statements.keep(session, asked_at, now, slack))
         if not kept:
             # It has ended meanwhile: as idle, perhaps, which this makes final.
-            self._update(statements.make_final(session, asked_at, now))
+            self._update(statements.make_final(session, asked_at, now, slack))
 
     def status(self, session_key: str) -> list[Status]:
         """Return the states of a session, one for each market it is known in."""
@@ -303,6 +306,19 @@ def _row_of(item: Item) -> Row:
             interactive=item["interactive"]["BOOL"] if "interactive" in item else None,
             requested_at=_number(item["requestedAt"]) if "requestedAt" in item else None,
         )
+    except (KeyError, TypeError, ValueError):
+        raise UnreadableRow("a row cannot be read") from None
+
+
+def _active_unasked(item: Item) -> float:
+    """Return when a session was last active, 0 where its end has been asked for.
+
+    Raises UnreadableRow.
+    """
+    if "requestedAt" in item:
+        return 0
+    try:
+        return _number(item["activeAt"])
     except (KeyError, TypeError, ValueError):
         raise UnreadableRow("a row cannot be read") from None
 

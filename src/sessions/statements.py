@@ -126,14 +126,31 @@ def note_interactive(session: Session, now: int) -> Update:
 
 # An explicit end may be asked for, of any session but those that an explicit end has ended. After
 # an idle end, which is a guess, the visitor must have been there to sign out.
-_MAY_END = (
-    "#state IN (:open, :retrying, :ending, :rejected, :expired)"
-    " OR (#state = :ended AND attribute_not_exists(requestedAt) AND settledAt < :requestedAt)"
+_ENDABLE = (
+    "(#state IN (:open, :retrying, :ending, :rejected, :expired)"
+    " OR (#state = :ended AND attribute_not_exists(requestedAt) AND settledAt < :requestedAt))"
 )
-_MAY_END_STATES: tuple[State, ...] = ("ending", *_ALIVE, *FINISHED)
+# Protects a visitor who was active after a request that comes late, as that of an event may; a call
+# is now. What has been asked for once is to be ended, however old the next request is.
+_NEWS = "(attribute_exists(requestedAt) OR activeAt <= :newest)"
+_MAY_END = f"({_ENDABLE} AND {_NEWS})"
 
 
-def claim(session: Session, asked_at: float, now: int, lease: str) -> Update:
+def newest(asked_at: float, slack: int) -> float:
+    """Return the latest activity (epoch seconds) that an end of this time may still end.
+
+    Activity is written down with a slack. Within it nobody knows the order: clocks differ, and a
+    page view may arrive before the sign-out that it followed.
+    """
+    return asked_at + slack
+
+
+def _may_end_values(asked_at: float, slack: int) -> dict[str, Any]:
+    """Return the values that only _MAY_END names."""
+    return {"newest": newest(asked_at, slack)} | _states("ending", *_ALIVE, *FINISHED)
+
+
+def claim(session: Session, asked_at: float, now: int, lease: str, slack: int) -> Update:
     """Take a lease on a session that is to be ended, tracked before or not."""
     known, unknown = _identity(session)
     # Protects a session in flight from a second notification.
@@ -142,7 +159,7 @@ def claim(session: Session, asked_at: float, now: int, lease: str) -> Update:
     ours = "lease = :lease"
     return _update(
         session,
-        f"attribute_not_exists(sessionKey) OR ({free} AND ({_MAY_END})) OR {ours}",
+        f"attribute_not_exists(sessionKey) OR ({free} AND {_MAY_END}) OR {ours}",
         now,
         known
         | {
@@ -153,11 +170,11 @@ def claim(session: Session, asked_at: float, now: int, lease: str) -> Update:
         },
         {"activeAt": asked_at, "attempts": 0},
         unknown,
-        {"now": now} | _states(*_MAY_END_STATES),
+        {"now": now} | _may_end_values(asked_at, slack),
     )
 
 
-def keep(session: Session, asked_at: float, now: int) -> Update:
+def keep(session: Session, asked_at: float, now: int, slack: int) -> Update:
     """Write down that a session is to be ended, due at once, without claiming it.
 
     That somebody asks is a sign of life, as of now: Elevate's own limit counts from it.
@@ -177,16 +194,17 @@ def keep(session: Session, asked_at: float, now: int) -> Update:
         },
         {"attempts": 0, "leaseUntil": 0},
         unknown,
-        _states(*_MAY_END_STATES),
+        _may_end_values(asked_at, slack),
     )
 
 
-def make_final(session: Session, asked_at: float, now: int) -> Update:
+def make_final(session: Session, asked_at: float, now: int, slack: int) -> Update:
     """Note that an explicit end was asked for of a session that has ended as idle."""
     # Protects the time of an earlier request.
     ended_as_idle = "#state = :ended AND attribute_not_exists(requestedAt)"
+    compared = {"newest": newest(asked_at, slack)} | _states("ended")
     sets = {"requestedAt": asked_at}
-    return _update(session, ended_as_idle, now, sets, compared=_states("ended"))
+    return _update(session, f"{ended_as_idle} AND {_NEWS}", now, sets, compared=compared)
 
 
 def _identity(session: Session) -> tuple[dict[str, Any], list[str]]:

@@ -79,6 +79,10 @@ class Telemetry:
             # Its key is in use after a sign-out, as that of a session which is tracked too late.
             self.count("TrackedTooLate")
 
+    def outdated(self, session: Session, source: Source) -> None:
+        """Write the line of an end that came late: the session was active after it."""
+        self._write(self._logger.info, "outdated", session, outcome="outdated", source=source)
+
     def expired(self, rows: Iterable[Row], source: Source) -> None:
         """Write a line for each session that Elevate will already have ended itself."""
         for row in rows:
@@ -101,6 +105,10 @@ class Telemetry:
             self._logger.warning, "registry failed", session, operation=operation, error=text
         )
         self.count("RegistryFailed")
+
+    def put_back(self, sessions: int, events: int) -> None:
+        """Write how many sessions of a list there was no time for, and the events they go in."""
+        self._write(self._logger.info, "put back", sessions=sessions, events=events)
 
     def refused(self, errors: list[FieldError], source: Source) -> None:
         """Write the line of one refused input: which fields, never what they held.
