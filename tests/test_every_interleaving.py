@@ -55,7 +55,7 @@ IN_FLIGHT = 2
 WAITS = [5, 31 * MINUTE]
 FLIGHTS = [1]
 # So many there are at least: how many in all depends on what the service sends and refuses.
-ENUMERATED = 120_000
+ENUMERATED = 130_000
 if os.environ.get("INTERLEAVINGS") == "all":
     WAITS.append(2 * MINUTE)
     FLIGHTS.append(0)
@@ -168,6 +168,7 @@ class Seen:
         self.tracks: list[tuple[int, Tracked]] = []  # accepted
         self.refused: list[tuple[int, Tracked]] = []
         self.ends: list[tuple[int, Ended]] = []  # accepted
+        self.outdated: list[tuple[int, Ended]] = []
         self.killed: list[tuple[int, Ended]] = []
         self.notifications: list[Notification] = []
         self.expiries: list[tuple[int, Expired]] = []
@@ -176,6 +177,8 @@ class Seen:
             match fact:
                 case Tracked():
                     (self.refused if fact.answer == "over" else self.tracks).append((place, fact))
+                case Ended(answer="outdated"):
+                    self.outdated.append((place, fact))
                 case Ended():
                     (self.ends if fact.answer else self.killed).append((place, fact))
                 case Sent():
@@ -243,6 +246,14 @@ def an_explicit_end_is_final(seen: Seen) -> bool:
     return all(place < first for place, _ in seen.tracks)
 
 
+def only_old_news_is_outdated(seen: Seen) -> bool:
+    """An end is refused as outdated only if its visitor was active after it."""
+    return all(
+        any(track.dated > end.dated + SLACK for before, track in seen.tracks if before < place)
+        for place, end in seen.outdated
+    )
+
+
 def one_notification_at_a_time(seen: Seen) -> bool:
     """No notification is sent while another is in flight."""
     return all(one.answered < two.place for one, two in itertools.pairwise(seen.notifications))
@@ -266,6 +277,7 @@ RULES: tuple[Callable[[Seen], bool], ...] = (
     nothing_expires_too_early,
     no_active_session_is_ended_as_idle,
     an_explicit_end_is_final,
+    only_old_news_is_outdated,
     one_notification_at_a_time,
     every_write_has_its_ttl,
     nothing_is_left_to_do,
