@@ -173,7 +173,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "deep nesting": ({"raw": b"[" * 8000}, 400, "body"),
     "too large": ({"body": GOOD | {"market": "x" * 16_384}}, 413, "body"),
     "wrong content type": (
-        {"body": GOOD, "headers": {"Content-Type": "text/plain"}},
+        {"body": GOOD, "headers": {"Content-Type": "text/html"}},
         415,
         "content-type",
     ),
