@@ -4,6 +4,7 @@ BatchExecuteStatement answers 200 with an error *per statement*; `_write` reads 
 """
 
 import random
+import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -293,7 +294,8 @@ def _row_of(item: Item) -> Row:
     try:
         return Row(
             session=Session(
-                market=item["market"]["S"],
+                # A sweep keeps thousands of rows ready, of few markets.
+                market=sys.intern(item["market"]["S"]),
                 session_key=item["sessionKey"]["S"],
                 customer_key=item["customerKey"]["S"] if "customerKey" in item else None,
                 user_context=item["userContext"]["S"] if "userContext" in item else None,

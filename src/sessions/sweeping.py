@@ -40,8 +40,9 @@ MOST_AHEAD = 2 * BATCH
 # An outcome waits no longer than this (seconds) for others to be settled with.
 SETTLE_AFTER = 1.0
 
-# Rows that are read and kept ready at most, so that one market's backlog hides no other.
-READ_AHEAD = 25_000
+# Rows that are read and kept ready at most, so that one market's backlog hides no other: as many as
+# fit into 20 MB.
+READ_AHEAD = 23_000
 
 # What remains (seconds) for the hand-over and the line when all else is over, or hangs.
 LINE_RESERVE = 1.0
