@@ -357,7 +357,7 @@ _ROWS = {
     "kills": "function processes killed",
     "redriven": "dead-letter messages redriven",
     "sentTwice": "sent twice",
-    "sentTwiceBound": "  at most (kills · threads · batch)",
+    "sentTwiceBound": "  at most (kills · what one may leave)",
     "sentAgainUnheard": "sent again because the answer was lost",
     "drivenSeconds": "seconds of load and faults",
     "drainSeconds": "seconds to drain after recovery",
