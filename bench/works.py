@@ -199,8 +199,8 @@ def tracking_units(views: int, *, slack: bool) -> float:
     """Return the write units of a visit of so many page views, each reported by an event."""
     session, start = [new_session()], time.time() - views * ASSUMED["page_view_seconds"]
     times = [start + number * ASSUMED["page_view_seconds"] for number in range(views)]
-    # The slack is a tenth of the idle time in whole seconds: of nine seconds, it is none.
-    minutes = DEFAULTS.idle / 60 if slack else 9 / 60
+    # The slack is a tenth of the idle time: of a minute, six seconds. Each page view comes later.
+    minutes = DEFAULTS.idle / 60 if slack else 1
     environment = {
         "TABLE_NAME": new_table(),
         "ELEVATE_BASE_URL": "http://127.0.0.1",
