@@ -34,7 +34,7 @@ from sessions.registry import BATCH
 from sessions.session import Activity, Outcome, Session, hashed
 from sessions.settings import Settings
 from sessions.statements import SHARDS, shard_of
-from sessions.sweeping import SETTLE_RESERVE
+from sessions.sweeping import NAMED, SETTLE_RESERVE
 
 
 def test_quiet_sessions_are_ended_and_active_ones_are_not(
@@ -359,3 +359,17 @@ def test_a_backlog_is_claimed_and_settled_in_large_batches(
     dynamo.calls.clear()
     assert sweep(service).counts["delivered"] == 400
     assert dynamo.calls.count("BatchExecuteStatement") <= 0.2 * 400
+
+
+def test_a_line_names_some_of_the_markets_in_trouble_and_counts_all(
+    service: Service, clock: Clock, elevate: FakeElevate, log: Log
+) -> None:
+    """Callers may have made the markets up."""
+    for number in range(NAMED + 5):
+        tracked(service, clock, 1, market=f"market {number:02}")
+    clock.turn(IDLE)
+    elevate.statuses = [503]
+    sweep(service)
+    (line,) = [line for line in log() if line["message"] == "sweep"]
+    assert line["given_up"] == [f"market {number:02}" for number in range(NAMED)]
+    assert line["given_up_markets"] == NAMED + 5

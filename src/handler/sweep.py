@@ -10,6 +10,7 @@ from typing import Any
 from handler.application import Application, application
 from handler.events import consume
 from sessions.schemas import Validator
+from sessions.session import UUID
 from sessions.statements import SHARDS
 from sessions.sweeping import MAX_DEPTH
 
@@ -37,7 +38,7 @@ _DETAIL = Validator(
             # Free text could hold a visitor's key, and is written into each line.
             "correlationId": {
                 "type": "string",
-                "pattern": r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
+                "pattern": f"^{UUID}$",
                 "description": "a UUID",
             },
         },

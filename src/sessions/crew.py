@@ -9,8 +9,7 @@ from queue import Empty, SimpleQueue
 # while one claims and one settles.
 CLERKS = 3
 
-# What comes within this time (seconds) is received together: to wake for each piece costs more than
-# all that is to be decided about it.
+# What comes within this time (seconds) is received together, so as not to wake for each piece.
 TOGETHER = 0.003
 
 type Work = Callable[[], Callable[[], None]]

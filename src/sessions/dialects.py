@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sessions.lifetime import elevate3_ends_at, elevate4_ends_at
+from sessions.session import UUID
 
 # No control characters and no lone surrogates: those cannot be stored or sent as UTF-8. No U+FFFD,
 # which stands for bytes that were none: two keys would become one session.
@@ -64,7 +65,7 @@ WEB_V2 = Dialect(
     key={
         # A UUID; Elevate is itself the judge of its version.
         "type": "string",
-        "pattern": r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
+        "pattern": f"^{UUID}$",
         "description": "a UUID: 8-4-4-4-12 hexadecimal digits",
         "not": PLACEHOLDER,
     },

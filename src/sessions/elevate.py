@@ -21,7 +21,7 @@ from urllib3.exceptions import (
 from urllib3.util import create_urllib3_context
 
 from sessions.dialects import Dialect
-from sessions.session import Outcome, Session
+from sessions.session import UUID, Outcome, Session
 from sessions.settings import Settings
 
 # urllib3 writes URLs, and so keys, into its own debug and warning lines.
@@ -45,7 +45,7 @@ _REASON_BYTES = 1024
 _READ_BYTES = 2 * 1024
 _WITHHELD = "not shown, for it might hold a key"
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_UUID = re.compile(UUID)
 _TOKEN = re.compile(r"""[^\s"'(),.:;<>=\[\]{}_-]+""")
 # Letters only, as words are written: not in the jumbled case of base64, and no run of hex digits.
 _WORD = re.compile(

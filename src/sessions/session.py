@@ -6,6 +6,9 @@ from typing import Literal, TypedDict
 
 from aws_lambda_powertools.utilities.validation.exceptions import SchemaValidationError
 
+# A UUID of any version, as a regular expression.
+UUID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+
 type State = Literal["open", "retrying", "ending", "ended", "rejected", "expired"]
 type Source = Literal["api", "event", "sweep"]
 

@@ -12,10 +12,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from sessions.aws import HANGING_CALL
-from sessions.crew import CLERKS, Crew, Work
+from sessions.crew import CLERKS, Crew
 from sessions.elevate import Elevate
 from sessions.ending import is_past, settlement
 from sessions.lanes import Lanes
@@ -57,34 +57,25 @@ NAMED = 20
 MOST_FAILURES = 3
 
 
+COUNTS = (
+    *("backlog", "due", "claimed", "delivered", "rejected", "retried", "given_back", "expired"),
+    *("skipped", "unreadable", "failed", "left"),
+)
+
+
 @dataclass(slots=True)
 class Sweep:
     """What a sweep did.
 
     `counts` has what became of due sessions: `backlog` is how many were due when it began, up to
     the first thousand of each shard; `due` ones were taken up; `left` ones were read and are due
-    still.
-    `oldest` is for how many seconds the oldest session had been due, `stopped` why not all were
-    taken up, `given_up` the markets for which nothing got through, `unfinished` the shards with
-    sessions for which there was no time, `handed_over` for how many of these a sweep was asked for.
+    still. `oldest` is for how many seconds the oldest session had been due, `stopped` why not all
+    were taken up, `given_up` the markets for which nothing got through, `unfinished` the shards
+    with sessions for which there was no time, `handed_over` for how many of these a sweep was
+    asked for.
     """
 
-    counts: Counter[str] = field(
-        default_factory=lambda: Counter(
-            backlog=0,
-            due=0,
-            claimed=0,
-            delivered=0,
-            rejected=0,
-            retried=0,
-            given_back=0,
-            expired=0,
-            skipped=0,
-            unreadable=0,
-            failed=0,
-            left=0,
-        )
-    )
+    counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COUNTS, 0)))
     oldest: int = 0
     stopped: Literal["", "registry", "time"] = ""
     given_up: list[str] = field(default_factory=list)
@@ -92,20 +83,11 @@ class Sweep:
     handed_over: int = 0
 
 
-class CrewLike(Protocol):
-    """What a sweep needs of its crew; see Crew."""
-
-    def now(self) -> float: ...
-    def notify(self, work: Work) -> None: ...
-    def call(self, work: Work) -> None: ...
-    def receive(self, seconds: float) -> None: ...
-    def dismiss(self) -> None: ...
-
-
 class Sweeper:
     """Sweeps the registry. Never raises for a part that failed.
 
     `hand_over` is given the details of `Session Sweep` events and returns how many the bus took.
+    `crew` makes a Crew, of so many notifiers.
     """
 
     def __init__(
@@ -116,7 +98,7 @@ class Sweeper:
         telemetry: Telemetry,
         hand_over: Callable[[list[dict[str, Any]]], int],
         clock: Callable[[], float] = time.time,
-        crew: Callable[[int], CrewLike] = Crew,
+        crew: Callable[[int], Any] = Crew,
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -188,7 +170,7 @@ class _Run:
         elevate: Elevate,
         telemetry: Telemetry,
         clock: Callable[[], float],
-        crew: CrewLike,
+        crew: Crew,
         shards: list[int],
         until: float,
     ) -> None:

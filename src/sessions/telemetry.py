@@ -12,10 +12,10 @@ from typing import Any
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 
-from sessions.session import FieldError, Outcome, Row, Session, Source, hashed
+from sessions.session import UUID, FieldError, Outcome, Row, Session, Source, hashed
 
 # What is shown of a name that may be anything, a visitor's key by mistake.
-_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_UUID = re.compile(UUID)
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ._:/-]")
 
 
